@@ -1,0 +1,206 @@
+"""Every exception of the client, and whose fault each one is.
+
+The tree::
+
+    KadoaError
+    ├── ConfigurationError (also a ValueError)   the caller: an option, a missing key, a plain endpoint
+    ├── AuthenticationError                      the account: the key or its token is refused
+    ├── RequestRefusedError                      the account or the caller: any other 4xx on the token
+    ├── MessageTooLargeError                     the caller's limit is smaller than the server's message
+    ├── ConnectionFailedError                    the world: no connection within ``connect_timeout``
+    ├── AttemptError                             the world: one attempt at a connection failed
+    │   └── ProtocolError                        the server: it answered, but not with what is documented
+    └── InternalError                            us: a bug, please report it
+
+An `AttemptError` is what the client retries; programs meet it as the
+``__cause__`` of a `ConnectionFailedError` and inside notices. Everything else
+is final. Channel conditions (closed, end of channel, busy) are Trio's own
+exceptions, with Trio's meaning.
+
+Exceptions of the libraries underneath hold requests, and with them the key.
+They are never kept: `ForeignError` is the scrubbed copy that stands in
+``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Step = Literal["token", "connect", "tls", "handshake", "subscribe"]
+"""A step on the way to a subscribed connection."""
+
+_SECRET_PLACEHOLDER = "[secret]"
+
+
+class KadoaError(Exception):
+    """Base class of every exception that this package defines."""
+
+
+class ConfigurationError(KadoaError, ValueError):
+    """An option, an endpoint or the environment cannot be used as it is.
+
+    Raised when a client is opened, before anything is sent.
+    """
+
+
+class AuthenticationError(KadoaError):
+    """The API key, or the access token made from it, was refused.
+
+    Attributes:
+        step: ``"token"`` when the token endpoint refused the key,
+            ``"handshake"`` when the WebSocket endpoint refused the token.
+        status: the HTTP status, 401 or 403.
+        server_message: what the server said about it, at most 200 characters.
+    """
+
+    def __init__(self, step: Step, status: int, server_message: str = "") -> None:
+        super().__init__(step, status, server_message)
+        self.step = step
+        self.status = status
+        self.server_message = server_message
+
+    def __str__(self) -> str:
+        what = "the API key" if self.step == "token" else "the access token"
+        text = f"Kadoa refused {what} (HTTP {self.status} on the {self.step})"
+        return f"{text}: {self.server_message}" if self.server_message else text
+
+
+class RequestRefusedError(KadoaError):
+    """The token request was refused for a reason that repeating it cannot mend.
+
+    Attributes:
+        status: the HTTP status, a 4xx that is neither 401, 403 nor a
+            temporary one (408, 425, 429).
+        server_message: what the server said about it, at most 200 characters.
+    """
+
+    def __init__(self, status: int, server_message: str = "") -> None:
+        super().__init__(status, server_message)
+        self.status = status
+        self.server_message = server_message
+
+    def __str__(self) -> str:
+        text = f"Kadoa refused the token request (HTTP {self.status})"
+        return f"{text}: {self.server_message}" if self.server_message else text
+
+
+class MessageTooLargeError(KadoaError):
+    """The server keeps sending a message larger than ``max_message_size``.
+
+    Raised after two connections in a row met it with nothing delivered in
+    between; the message would come again for ever.
+
+    Attributes:
+        limit: the value of ``max_message_size``, in characters.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"the server sends a message of more than {self.limit:,} characters; "
+            "open the client with a larger max_message_size to receive it"
+        )
+
+
+class ConnectionFailedError(KadoaError):
+    """No connection came to life within ``connect_timeout``.
+
+    ``__cause__`` is the `AttemptError` of the last attempt.
+
+    Attributes:
+        attempts: how many attempts were made.
+        seconds: how long they took together, in seconds.
+    """
+
+    def __init__(self, attempts: int, seconds: float, last: str) -> None:
+        super().__init__(attempts, seconds, last)
+        self.attempts = attempts
+        self.seconds = seconds
+        self.last = last
+
+    def __str__(self) -> str:
+        times = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
+        return f"no connection to Kadoa after {times} in {self.seconds:.1f} s; the last one: {self.last}"
+
+
+class AttemptError(KadoaError):
+    """One attempt at a connection failed in a way that may pass.
+
+    Attributes:
+        step: how far the attempt had come.
+        reason: what happened, in words.
+        status: the HTTP status, where there was one.
+        retry_after: how long the server asked to be left alone, in seconds,
+            where it did.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        reason: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(step, reason)
+        self.step = step
+        self.reason = reason
+        self.status = status
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.step}: {self.reason}"
+
+
+class ProtocolError(AttemptError):
+    """The server answered, but not with what Kadoa's protocol documents."""
+
+
+class InternalError(KadoaError):
+    """The client broke one of its own rules: a bug. Please report it.
+
+    ``__cause__`` is what went wrong.
+    """
+
+
+class ForeignError(Exception):
+    """A scrubbed copy of an exception from a library underneath.
+
+    The original may hold a request, a URL or headers, and with them the API
+    key or an access token, so it is not kept.
+
+    Attributes:
+        type_name: the original's qualified class name.
+        text: its text, without secrets, at most 500 characters.
+        errno: its ``errno``, for an `OSError` that had one.
+    """
+
+    def __init__(self, type_name: str, text: str, errno: int | None = None) -> None:
+        super().__init__(type_name, text, errno)
+        self.type_name = type_name
+        self.text = text
+        self.errno = errno
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+def scrub(text: str, *secrets: str) -> str:
+    """Return *text* with every one of *secrets* replaced."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, _SECRET_PLACEHOLDER)
+    return text
+
+
+def scrubbed(exc: BaseException, *secrets: str) -> ForeignError:
+    """Copy what may be kept of a foreign exception, and of what caused it."""
+    errno = exc.errno if isinstance(exc, OSError) else None
+    kind = type(exc)
+    copy = ForeignError(f"{kind.__module__}.{kind.__qualname__}", scrub(str(exc), *secrets)[:500], errno)
+    if exc.__cause__ is not None and exc.__cause__ is not exc:
+        copy.__cause__ = scrubbed(exc.__cause__, *secrets)
+    return copy

@@ -1,0 +1,367 @@
+"""Requests to Kadoa's HTTP side: the only module that imports httpx.
+
+What is shared with the WebSocket handshake stands here too, since a refused
+handshake is an HTTP answer: the TLS context, ``Retry-After``, the words for a
+network fault, and how text from a server is made safe to show.
+
+httpx's exceptions hold the request and with it the API key; none of them is
+kept or chained. Its loggers, and those of the library below it, repeat what
+the server sent, so records made during our requests are censored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, TypeGuard, cast
+from urllib.parse import urlsplit
+
+import attrs
+
+# ASYNC127 names httpx2 as the maintained fork; httpx is what projects have installed, and only this module imports it.
+import httpx  # noqa: ASYNC127
+import trio
+
+from ._errors import (
+    AttemptError,
+    AuthenticationError,
+    ConfigurationError,
+    ForeignError,
+    KadoaError,
+    ProtocolError,
+    RequestRefusedError,
+    scrub,
+    scrubbed,
+)
+from ._settings import Settings
+
+MAX_ANSWER = 64 * 1024
+"""An answer longer than this is not read further, in bytes. The documented one has a few hundred."""
+REFUSAL_GRACE = 1.0
+"""How long the body of a refusal is waited for, in seconds: the status has said what matters."""
+
+_TEMPORARY_4XX: Final = frozenset({408, 425, 429})
+_FRAGMENT: Final = 8
+_FOREIGN_LOGGERS: Final = (
+    "httpx",
+    "httpcore.connection",
+    "httpcore.http11",
+    "httpcore.http2",
+    "httpcore.proxy",
+    "httpcore.socks",
+    "trio-websocket",
+)
+_secrets_in_use: ContextVar[tuple[str, ...]] = ContextVar("_secrets_in_use", default=())
+
+
+@attrs.frozen
+class Token:
+    """An access token, good for one connection attempt, and the channel to subscribe to."""
+
+    access_token: str = attrs.field(repr=False)
+    team_id: str
+
+
+@attrs.define(eq=False)
+class HttpClient:
+    """A pool of HTTP connections that speaks for one API key. Made by `open_http`."""
+
+    _client: httpx.AsyncClient = attrs.field(repr=False)
+    _api_key: str = attrs.field(repr=False)
+    _settings: Settings = attrs.field(repr=False)
+    _wall_clock: Callable[[], datetime] = attrs.field(repr=False)
+
+    async def fetch_token(self) -> Token:
+        """Trade the API key for a fresh access token.
+
+        The whole of it, reading the answer included, takes no longer than
+        ``token_timeout``. Cancellation abandons the request.
+
+        Raises:
+            AuthenticationError: 401 or 403.
+            RequestRefusedError: any other 4xx that repeating cannot mend.
+            ProtocolError: a success, but not the documented JSON.
+            AttemptError: everything that may pass: the network, a hang, 408,
+                425, 429, 3xx, 5xx.
+        """
+        url = self._settings.endpoints.public_api.rstrip("/") + "/v4/oauth2/token"
+        timeout = self._settings.token_timeout
+        answer: _Answer | None = None
+        fault: Exception | None = None
+        # httpx's own time-outs are per operation: a server that sends a byte a second never meets one.
+        with censored_logs(self._api_key), trio.move_on_after(timeout):
+            try:
+                async with self._client.stream(
+                    "POST",
+                    url,
+                    # Uncompressed, so that a small answer cannot grow into a large one here.
+                    headers={
+                        "x-api-key": self._api_key,
+                        "content-type": "application/json",
+                        "accept-encoding": "identity",
+                    },
+                ) as response:
+                    answer = _Answer(response.status_code, response.headers.get("retry-after"))
+                    await answer.read(response)
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as exc:
+                fault = exc
+
+        # Raised from here, outside of every ``except``: an exception raised in there would hold httpx's as its context.
+        if answer is not None and answer.status >= 300:
+            raise self._refusal(answer)
+        if fault is not None:
+            raise AttemptError("token", describe(fault, self._api_key)) from copy_of(fault, self._api_key)
+        if answer is None or not answer.complete:
+            raise AttemptError("token", f"no answer within {timeout:g} s")
+        token = _parse_token(bytes(answer.body))
+        if token is None:
+            raise ProtocolError("token", "the answer is not the documented JSON", status=answer.status)
+        return token
+
+    def _refusal(self, answer: _Answer) -> KadoaError:
+        status = answer.status
+        message = server_message(bytes(answer.body), self._api_key)
+        if status in (401, 403):
+            return AuthenticationError("token", status, message)
+        if 400 <= status < 500 and status not in _TEMPORARY_4XX:
+            return RequestRefusedError(status, message)
+        reason = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+        retry_after = parse_retry_after(answer.retry_after, self._wall_clock())
+        return AttemptError("token", reason, status=status, retry_after=retry_after)
+
+
+@attrs.define(eq=False)
+class _Answer:
+    """What has been read of an answer so far; it outlives the deadline that cuts the reading."""
+
+    status: int
+    retry_after: str | None
+    body: bytearray = attrs.field(factory=bytearray)
+    complete: bool = False
+
+    async def read(self, response: httpx.Response) -> None:
+        grace = trio.CancelScope()
+        if self.status >= 300:
+            grace.deadline = trio.current_time() + REFUSAL_GRACE
+        with grace:
+            async for chunk in response.aiter_bytes():
+                self.body += chunk[: MAX_ANSWER - len(self.body)]
+                if len(self.body) >= MAX_ANSWER:
+                    break
+            self.complete = True
+
+
+@asynccontextmanager
+async def open_http(
+    *, api_key: str, settings: Settings, wall_clock: Callable[[], datetime]
+) -> AsyncIterator[HttpClient]:
+    """Open an `HttpClient`; leaving closes its connections.
+
+    Args:
+        api_key: the account's key. It goes into one header and nowhere else.
+        settings: the client's options.
+        wall_clock: gives the time that a ``Retry-After`` date is measured against.
+
+    Raises:
+        ConfigurationError: the key cannot stand in a header, or the proxy
+            that the environment names cannot be used.
+    """
+    # h11 refuses such a key with an error that shows it.
+    if not api_key or not api_key.isascii() or not api_key.isprintable() or api_key != api_key.strip():
+        raise ConfigurationError("the API key must be printable ASCII, without spaces around it")
+    network = settings.endpoints.network
+    transport = None if network is None else network.http_transport
+    secure = urlsplit(settings.endpoints.public_api).scheme == "https"
+    context: ssl.SSLContext
+    if transport is not None or not secure:
+        # Loading the certificate authorities takes some 30 ms; this context trusts nobody and takes none.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    else:
+        context = settings.ssl_context or default_ssl_context()
+    client: httpx.AsyncClient | None = None
+    with contextlib.suppress(ValueError, ImportError, httpx.InvalidURL):
+        client = httpx.AsyncClient(
+            transport=cast("httpx.AsyncBaseTransport | None", transport),
+            verify=context,
+            follow_redirects=False,
+            timeout=None,
+        )
+    if client is None:
+        # Without the original's text: it shows the proxy's URL, which may hold a password.
+        raise ConfigurationError("the proxy that the environment names (HTTPS_PROXY, ALL_PROXY, ...) cannot be used")
+    async with client:
+        yield HttpClient(client, api_key, settings, wall_clock)
+
+
+@functools.cache
+def default_ssl_context() -> ssl.SSLContext:
+    """Return the TLS context for both sides of Kadoa: httpx's, so that both trust the same authorities."""
+    context = httpx.create_ssl_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _parse_token(body: bytes) -> Token | None:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    access_token, team_id = data.get("access_token"), data.get("team_id")
+    if _usable(access_token) and _usable(team_id):
+        return Token(access_token, team_id)
+    return None
+
+
+def _usable(value: object) -> TypeGuard[str]:
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate is valid JSON, but can be sent nowhere.
+        return False
+    return True
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Read a ``Retry-After`` header: seconds, or a date that is measured against *now*.
+
+    Returns:
+        Seconds; None when the header is missing, unreadable or in the past.
+    """
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=UTC)
+        seconds = (when - now).total_seconds()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return seconds if seconds >= 0 else None
+
+
+def server_message(body: bytes, *secrets: str) -> str:
+    """Find what a refusal says in words, made safe to show: at most 200 characters."""
+    message: object = None
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        text = body[:1000].decode(errors="replace").strip()
+        # A gateway's HTML page says nothing that its status has not said.
+        message = "" if text.startswith("<") else text
+    for key in ("error", "message", "detail", "error_description"):
+        if isinstance(message, dict) and key in message:
+            message = message[key]
+    return presentable(message, 200, *secrets) if isinstance(message, str) else ""
+
+
+def presentable(text: str, limit: int, *secrets: str) -> str:
+    """Make text from a server safe to show: one line, printable, short, without secrets.
+
+    A server may repeat the credential that it refuses, cut or in part, so
+    that any longer run of characters of a secret is replaced.
+    """
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: limit * 10]).split())
+    return censor(text, *secrets)[:limit]
+
+
+def censor(text: str, *secrets: str) -> str:
+    """Replace *secrets* in *text*, and every run of eight or more characters of one."""
+    text = scrub(text, *secrets)
+    for secret in secrets:
+        if len(secret) < _FRAGMENT or len(text) < _FRAGMENT:
+            continue
+        kept: list[str] = []
+        start = 0
+        while start < len(text):
+            end = start + _FRAGMENT
+            if text[start:end] in secret and end <= len(text):
+                while end < len(text) and text[start : end + 1] in secret:
+                    end += 1
+                kept.append("[secret]")
+                start = end
+            else:
+                kept.append(text[start])
+                start += 1
+        text = "".join(kept)
+    return text
+
+
+def copy_of(exc: BaseException, *secrets: str) -> ForeignError:
+    """Copy what may be kept of a foreign exception; *secrets* go in their escaped spelling, too."""
+    return scrubbed(exc, *secrets, *(repr(secret)[1:-1] for secret in secrets))
+
+
+def describe(exc: BaseException, *secrets: str) -> str:
+    """Say in a few words what a network fault was, from the innermost error that knows."""
+    words: list[str] = []
+    for inner in _leaves(exc):
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            words.append(f"certificate refused: {inner.verify_message}")
+        elif isinstance(inner, ssl.SSLError):
+            words.append(f"TLS failed: {(inner.reason or inner.strerror or 'unknown').replace('_', ' ').lower()}")
+        elif isinstance(inner, socket.gaierror):
+            words.append(f"the name does not resolve: {inner.strerror}")
+        elif isinstance(inner, OSError) and inner.strerror:
+            words.append(inner.strerror)
+        else:
+            words.append(re.sub(r"\s+", " ", str(inner)) or type(inner).__name__)
+    return presentable("; ".join(dict.fromkeys(words)), 300, *secrets)
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from _leaves(inner)
+    elif exc.__cause__ is not None:
+        yield from _leaves(exc.__cause__)
+    else:
+        yield exc
+
+
+class _Censor(logging.Filter):
+    """Takes the secrets in use out of the records of the libraries underneath.
+
+    They log, at DEBUG, what the server sent, and a server may repeat what it
+    was sent. Records that are not made in one of our own requests or readers
+    pass untouched.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        secrets = _secrets_in_use.get()
+        if secrets:
+            record.msg = censor(record.getMessage(), *secrets)
+            record.args = None
+            record.exc_info = record.exc_text = None
+        return True
+
+
+_CENSOR: Final = _Censor()
+
+
+@contextlib.contextmanager
+def censored_logs(*secrets: str) -> Iterator[None]:
+    """Keep *secrets* out of what libraries underneath log in this task (and tasks that it starts) in the block."""
+    for name in _FOREIGN_LOGGERS:
+        logging.getLogger(name).addFilter(_CENSOR)  # adds it once only
+    reset = _secrets_in_use.set(secrets)
+    try:
+        yield
+    finally:
+        _secrets_in_use.reset(reset)

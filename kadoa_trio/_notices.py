@@ -1,0 +1,404 @@
+"""What the client tells about itself, and the one state that all of it comes from.
+
+Every change is a `Notice`. Publishing one folds it into the `Status`, logs it,
+and puts it into the bounded channel of notices; `realtime.state`,
+`realtime.wait_live()` and `realtime.statistics()` read the same status. So no
+two of them can tell different stories.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import ClassVar
+
+import attrs
+import trio
+
+from ._ledger import Gap
+
+MAX_NOTICES = 256
+"""How many unread notices are kept; the oldest is dropped, and counted, to make room."""
+
+_log = logging.getLogger("kadoa_trio.client")
+
+
+class State(enum.Enum):
+    """What the newest connection is doing."""
+
+    CONNECTING = "connecting"
+    """No connection is live; an attempt is running or its timer is armed."""
+    LIVE = "live"
+    """The newest connection has delivered a frame and is watched by its heartbeat."""
+    REPLACING = "replacing"
+    """The newest connection is draining: live, and its heir is on the way."""
+    STOPPED = "stopped"
+    """Admission has ended: `stop()` was called, or the block was left."""
+    FAILED = "failed"
+    """A fault that retrying cannot mend ended the client."""
+
+
+@attrs.frozen(kw_only=True)
+class Notice:
+    """Something happened to the client. The subclasses say what."""
+
+    level: ClassVar[int] = logging.INFO
+
+    at: datetime
+    """Wall time, aware."""
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+
+@attrs.frozen(kw_only=True)
+class AttemptStarted(Notice):
+    """An attempt to open a connection began."""
+
+    level: ClassVar[int] = logging.DEBUG
+
+    generation: int
+
+    def __str__(self) -> str:
+        return f"connection {self.generation}: opening"
+
+
+@attrs.frozen(kw_only=True)
+class Subscribed(Notice):
+    """A connection was opened and its subscription sent."""
+
+    level: ClassVar[int] = logging.DEBUG
+
+    generation: int
+    cursor: str | None
+    """The cursor it asked to resume from."""
+
+    def __str__(self) -> str:
+        how = f"resuming from {self.cursor}" if self.cursor is not None else "without a cursor"
+        return f"connection {self.generation}: subscribed {how}"
+
+
+@attrs.frozen(kw_only=True)
+class Connected(Notice):
+    """A connection is confirmed: the server has sent its first frame on it."""
+
+    generation: int
+    replaces: tuple[int, ...] = ()
+    """Older connections that are still read."""
+
+    def __str__(self) -> str:
+        beside = f", beside {', '.join(map(str, self.replaces))}" if self.replaces else ""
+        return f"connection {self.generation}: live{beside}"
+
+
+@attrs.frozen(kw_only=True)
+class Stable(Notice):
+    """A connection has been live for ``stable_after``."""
+
+    level: ClassVar[int] = logging.DEBUG
+
+    generation: int
+
+    def __str__(self) -> str:
+        return f"connection {self.generation}: stable"
+
+
+@attrs.frozen(kw_only=True)
+class Draining(Notice):
+    """The server announced that it will close a connection. Expected in every redeploy."""
+
+    generation: int
+    delay: float
+    """How long the client waits before it opens the heir, in seconds; 0 for a connection that has one."""
+    deadline: str | None
+    """The server's ``deadlineAt``, as it stood there. It drives nothing: clocks differ."""
+    resume_supported: bool | None
+
+    def __str__(self) -> str:
+        return f"connection {self.generation}: draining, heir in {self.delay:.2f} s"
+
+
+@attrs.frozen(kw_only=True)
+class Replaced(Notice):
+    """An older connection has ended while a newer one goes on: the end of an overlap."""
+
+    generation: int
+    by: int
+    how: str
+
+    def __str__(self) -> str:
+        return f"connection {self.generation}: ended ({self.how}); {self.by} goes on"
+
+
+@attrs.frozen(kw_only=True)
+class Lost(Notice):
+    """The newest connection has ended."""
+
+    level: ClassVar[int] = logging.WARNING
+
+    generation: int
+    how: str
+
+    def __str__(self) -> str:
+        return f"connection {self.generation}: lost ({self.how})"
+
+
+@attrs.frozen(kw_only=True)
+class Retrying(Notice):
+    """An attempt failed; the next one is due after a wait."""
+
+    level: ClassVar[int] = logging.WARNING
+
+    generation: int
+    why: str
+    delay: float
+    """In seconds."""
+    failures: int
+    """Failures in a row."""
+
+    def __str__(self) -> str:
+        return (
+            f"connection {self.generation}: attempt failed ({self.why}); "
+            f"next in {self.delay:.2f} s after {self.failures} in a row"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Refused(Notice):
+    """The key or a token was refused by a server that had accepted one before.
+
+    The client goes on trying for ``auth_grace``: a gateway's hiccup must not
+    end a service of weeks.
+    """
+
+    level: ClassVar[int] = logging.ERROR
+
+    generation: int
+    why: str
+    grace: float
+    """How much longer it will try, in seconds."""
+
+    def __str__(self) -> str:
+        return f"connection {self.generation}: {self.why}; giving up in {self.grace:.0f} s"
+
+
+@attrs.frozen(kw_only=True)
+class PossibleGap(Notice):
+    """Continuity could not be proved: events may have been missed."""
+
+    level: ClassVar[int] = logging.WARNING
+
+    gap: Gap
+
+    def __str__(self) -> str:
+        since = "the start" if self.gap.since is None else self.gap.since.isoformat(timespec="milliseconds")
+        until = self.gap.until.isoformat(timespec="milliseconds")
+        return f"possible gap from {since} to {until}: {self.gap.reason.value}"
+
+
+@attrs.frozen(kw_only=True)
+class FrameIgnored(Notice):
+    """A frame was not understood and not delivered; the connection lives on."""
+
+    level: ClassVar[int] = logging.DEBUG
+
+    generation: int
+    kind: str
+    """``"malformed"``, ``"control"`` or ``"unknown"``."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"connection {self.generation}: ignored a frame ({self.kind}: {self.why})"
+
+
+@attrs.frozen(kw_only=True)
+class AdmissionPaused(Notice):
+    """Too much is unsettled (``max_unsettled``): nothing is read until the oldest event is settled."""
+
+    level: ClassVar[int] = logging.WARNING
+
+    oldest: str | None
+    """The id of the event that everything waits for."""
+    unsettled: int
+
+    def __str__(self) -> str:
+        return f"admission paused: {self.unsettled} events since {self.oldest}, which was never settled"
+
+
+@attrs.frozen(kw_only=True)
+class CursorOnTrial(Notice):
+    """The server keeps closing connections that resume: the next one does without the cursor, and holds its events."""
+
+    level: ClassVar[int] = logging.WARNING
+
+    cursor: str
+
+    def __str__(self) -> str:
+        return f"the cursor {self.cursor} is on trial: several connections that sent it were closed before any event"
+
+
+@attrs.frozen(kw_only=True)
+class CursorAccepted(Notice):
+    """A connection with the cursor lives after all: it was the server, not the cursor."""
+
+    cursor: str
+
+    def __str__(self) -> str:
+        return f"the cursor {self.cursor} is accepted after all"
+
+
+@attrs.frozen(kw_only=True)
+class CursorDropped(Notice):
+    """The server accepts connections, but not with the cursor: it is given up. A `PossibleGap` says what that means."""
+
+    level: ClassVar[int] = logging.ERROR
+
+    cursor: str
+
+    def __str__(self) -> str:
+        return f"the cursor {self.cursor} is refused and was dropped"
+
+
+@attrs.frozen(kw_only=True)
+class Stopped(Notice):
+    """Admission has ended; what is buffered can still be received."""
+
+    def __str__(self) -> str:
+        return "stopped"
+
+
+@attrs.frozen(kw_only=True)
+class Failed(Notice):
+    """A fault that retrying cannot mend. The same fault is raised by ``receive``."""
+
+    level: ClassVar[int] = logging.ERROR
+
+    fault: str
+
+    def __str__(self) -> str:
+        return f"failed: {self.fault}"
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionStatus:
+    """A connection that is open."""
+
+    generation: int
+    live: bool = False
+    stable: bool = False
+    draining: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Status:
+    """The one state: what all notices so far come to."""
+
+    state: State = State.CONNECTING
+    connections: tuple[ConnectionStatus, ...] = ()
+    """The connections that are read, oldest first."""
+    attempts: int = 0
+    opened: int = 0
+    drains: int = 0
+    lost: int = 0
+    replaced: int = 0
+    ignored: int = 0
+    pauses: int = 0
+    gaps: int = 0
+
+    def after(self, notice: Notice) -> Status:
+        """Return the status after *notice*."""
+        match notice:
+            case AttemptStarted():
+                status = attrs.evolve(self, attempts=self.attempts + 1)
+            case Subscribed(generation=generation):
+                connection = ConnectionStatus(generation=generation)
+                status = attrs.evolve(self, opened=self.opened + 1, connections=(*self.connections, connection))
+            case Connected(generation=generation):
+                status = self._with(generation, live=True)
+            case Stable(generation=generation):
+                status = self._with(generation, stable=True)
+            case Draining(generation=generation):
+                status = attrs.evolve(self._with(generation, draining=True), drains=self.drains + 1)
+            case Replaced(generation=generation):
+                status = attrs.evolve(self._without(generation), replaced=self.replaced + 1)
+            case Lost(generation=generation):
+                status = attrs.evolve(self._without(generation), lost=self.lost + 1)
+            case PossibleGap():
+                return attrs.evolve(self, gaps=self.gaps + 1)
+            case FrameIgnored():
+                return attrs.evolve(self, ignored=self.ignored + 1)
+            case AdmissionPaused():
+                return attrs.evolve(self, pauses=self.pauses + 1)
+            case Stopped():
+                return attrs.evolve(self, state=self.state if self.state is State.FAILED else State.STOPPED)
+            case Failed():
+                return attrs.evolve(self, state=State.FAILED)
+            case _:
+                return self
+        if status.state in (State.STOPPED, State.FAILED):
+            return status
+        newest = status.connections[-1] if status.connections else None
+        if newest is None or not newest.live:
+            # While an heir is on its way the older connection is what the program lives on.
+            older = any(connection.live for connection in status.connections)
+            return attrs.evolve(status, state=State.REPLACING if older else State.CONNECTING)
+        return attrs.evolve(status, state=State.REPLACING if newest.draining else State.LIVE)
+
+    def _with(self, generation: int, **changes: bool) -> Status:
+        return attrs.evolve(
+            self,
+            connections=tuple(
+                attrs.evolve(connection, **changes) if connection.generation == generation else connection
+                for connection in self.connections
+            ),
+        )
+
+    def _without(self, generation: int) -> Status:
+        return attrs.evolve(
+            self, connections=tuple(connection for connection in self.connections if connection.generation != generation)
+        )
+
+
+class Reporter:
+    """Publishes notices: into the status, the log and the channel. Never blocks, never raises.
+
+    Args:
+        wall_clock: gives the time of a notice, aware.
+    """
+
+    def __init__(self, wall_clock: Callable[[], datetime]) -> None:
+        self.wall_clock = wall_clock
+        self.status = Status()
+        self.dropped = 0
+        """How many notices nobody read in time."""
+        self._send, self._receive = trio.open_memory_channel[Notice](MAX_NOTICES)
+        self.notices = self._receive.clone()
+        """The user's end."""
+        self._changed = trio.Event()
+
+    def publish(self, kind: Callable[..., Notice], **facts: object) -> None:
+        """Make a notice of *kind* and tell everybody."""
+        notice = kind(at=self.wall_clock(), **facts)
+        self.status = self.status.after(notice)
+        self._changed.set()
+        self._changed = trio.Event()
+        _log.log(notice.level, "%s", notice)
+        try:
+            self._send.send_nowait(notice)
+        except trio.WouldBlock:
+            self._receive.receive_nowait()
+            self.dropped += 1
+            self._send.send_nowait(notice)
+
+    async def wait_for(self, states: frozenset[State]) -> State:
+        """Wait until the state is one of *states*, and return it."""
+        await trio.lowlevel.checkpoint()
+        while self.status.state not in states:
+            await self._changed.wait()
+        return self.status.state
+
+    def close(self) -> None:
+        """End the channel of notices: what is in it can still be read."""
+        self._send.close()

@@ -1,0 +1,161 @@
+"""What a client is opened with: endpoints and limits, checked once."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import ssl
+from collections.abc import Mapping
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from ._backoff import RetryPolicy
+from ._errors import ConfigurationError
+
+MAX_SOCKETS = 3
+"""Sockets open at once: the newest connection, the one that it replaces, and one that will not go."""
+MIN_ADVICE, MAX_ADVICE, DEFAULT_ADVICE = 0.1, 30.0, 1.0
+"""Bounds of a drain notice's ``retryAfterMs``, and what stands in for one that is missing or unreadable, in seconds.
+
+A notice with ``1e12`` must not make the client deaf, one with 0 must not make a storm.
+"""
+CLOSE_TIMEOUT = 1.0
+"""How long a closing handshake may take before the socket is closed by force, in seconds."""
+DRAIN_READ = 0.25
+"""How long a retiring connection is read for what it has already received, in seconds."""
+MESSAGE_ALLOWANCE = 10.0
+"""A message that is still arriving may hold the heartbeat off for this many times ``heartbeat_timeout``.
+
+At 30 s that is 300 s: 64 MiB at 2 Mbit/s take 268 s.
+"""
+REFUSALS_BEFORE_TRIAL = 3
+"""So many closes in a row, before any event, put the cursor on trial."""
+
+
+class Network(Protocol):
+    """How a client reaches its endpoints; the default is real sockets.
+
+    `kadoa_trio.testing.SimulatedKadoa` has one that stays in memory.
+    """
+
+    async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        """Open a byte stream to *host* and *port*; raise `OSError` when that fails."""
+        ...
+
+    @property
+    def http_transport(self) -> object | None:
+        """An ``httpx.AsyncBaseTransport``, or None for httpx's own."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Endpoints:
+    """Where Kadoa is. The defaults are Kadoa's own addresses.
+
+    The environment variables are those of Kadoa's official SDKs.
+    """
+
+    public_api: str = "https://api.kadoa.com"
+    """The public API, for tokens. ``KADOA_PUBLIC_API_URI``."""
+    websocket: str = "wss://realtime.kadoa.com"
+    """The WebSocket endpoint. ``KADOA_WSS_API_URI``."""
+    realtime_api: str = "https://realtime.kadoa.com"
+    """The realtime HTTP endpoint. ``KADOA_REALTIME_API_URI``."""
+    network: Network | None = attrs.field(default=None, repr=False, eq=False)
+    """How to reach them; None for real sockets."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Endpoints:
+        """Read the endpoints from *environ* (default `os.environ`); what is not set there is Kadoa's own."""
+        environ = os.environ if environ is None else environ
+        names = {
+            "public_api": "KADOA_PUBLIC_API_URI",
+            "websocket": "KADOA_WSS_API_URI",
+            "realtime_api": "KADOA_REALTIME_API_URI",
+        }
+        return cls(**{field: environ[name] for field, name in names.items() if environ.get(name)})
+
+    def check(self, *, allow_insecure: bool) -> None:
+        """Refuse endpoints that cannot work, or that would send a secret in the clear.
+
+        Raises:
+            ConfigurationError: an address is not a URL of its kind, holds
+                credentials, a query or a fragment, or is plain ``http``/``ws``
+                to a host that is not a loopback address while
+                *allow_insecure* is false.
+        """
+        for name, url, schemes in (
+            ("public_api", self.public_api, ("https", "http")),
+            ("websocket", self.websocket, ("wss", "ws")),
+            ("realtime_api", self.realtime_api, ("https", "http")),
+        ):
+            try:
+                parts = urlsplit(url)
+                host, _port = parts.hostname, parts.port
+            except ValueError:
+                raise ConfigurationError(f"the endpoint {name} is not a URL") from None
+            # Only the name is told, never the URL: somebody may have put a secret into it.
+            if parts.scheme not in schemes or not host:
+                raise ConfigurationError(f"the endpoint {name} must be a {schemes[0]}:// URL")
+            if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+                raise ConfigurationError(f"the endpoint {name} must hold no credentials, query or fragment")
+            if parts.scheme == schemes[1] and not is_loopback(host) and not allow_insecure:
+                raise ConfigurationError(
+                    f"the endpoint {name} is plain {parts.scheme}:// to {host}: the key and the events would cross "
+                    f"the network in the clear. Use {schemes[0]}://, or say allow_insecure=True"
+                )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether *host* is ``localhost`` or a literal loopback address."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _seconds(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not value > 0 or math.isnan(value):
+        raise ConfigurationError(f"{attribute.name} must be a positive number of seconds, not {value!r}")
+
+
+def _count(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{attribute.name} must be a whole number of at least 1, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The options of `open_realtime` that reach below it, checked. Documented there."""
+
+    endpoints: Endpoints = attrs.field(factory=Endpoints)
+    heartbeat_timeout: float = attrs.field(default=30.0, validator=_seconds)
+    stable_after: float = attrs.field(default=10.0, validator=_seconds)
+    connect_timeout: float = attrs.field(default=60.0, validator=_seconds)
+    auth_grace: float = attrs.field(default=300.0, validator=_seconds)
+    token_timeout: float = attrs.field(default=10.0, validator=_seconds)
+    handshake_timeout: float = attrs.field(default=10.0, validator=_seconds)
+    retry: RetryPolicy = attrs.field(factory=RetryPolicy)
+    overlap_limit: float = attrs.field(default=60.0, validator=_seconds)
+    max_message_size: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
+    max_buffered_events: int = attrs.field(default=1_000, validator=_count)
+    max_buffered_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
+    max_unsettled: int = attrs.field(default=10_000, validator=_count)
+    dedupe_window: int = attrs.field(default=50_000, validator=_count)
+    ssl_context: ssl.SSLContext | None = None
+    allow_insecure: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.endpoints.check(allow_insecure=self.allow_insecure)
+        needed = self.max_buffered_events + self.max_unsettled
+        if self.dedupe_window < needed:
+            raise ConfigurationError(
+                f"dedupe_window ({self.dedupe_window}) must be at least max_buffered_events + max_unsettled ({needed}): "
+                "an id that is forgotten while its event is still in hand could be delivered again"
+            )

@@ -1,0 +1,454 @@
+"""One WebSocket to Kadoa: the only module that imports trio_websocket.
+
+The library's own ``open_websocket`` is not used, because it does not bound
+a server that never answers the upgrade, loses the status of a refusal and the
+cause of a bad certificate, and hangs on leaving when the peer keeps TCP open.
+What is used is ``wrap_client_stream``, over a stream and in a nursery that are
+ours:
+
+* the stream is watched, so that we know what the library does not tell (the
+  status line of a refusal, the cause of a broken stream, who sent a close
+  frame), and closed by us, by force in the end;
+* in place of the nursery the library gets a small object that starts its
+  reader task and notices its end. The reader's errors end the socket and
+  nothing else.
+
+What surfaces from ``async with open_socket(...)``:
+
+====================================  =======================================
+what happens                          what comes out
+====================================  =======================================
+opening fails                         `AttemptError`, `ProtocolError` or
+                                      `AuthenticationError`, bare
+the body raises, groups included      the same exception object
+the body is cancelled                 its ``Cancelled``
+the reader fails                      nothing; `Socket.receive` raises
+                                      `SocketEnded`
+closing fails                         nothing; the stream is closed by force
+``KeyboardInterrupt`` in any task     it, bare, with the body's error as its
+                                      context
+====================================  =======================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import http.client
+import io
+import math
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final, TypeVarTuple, cast
+from urllib.parse import quote, urlsplit
+
+import attrs
+import trio
+import trio_websocket
+from wsproto.utilities import LocalProtocolError
+
+from ._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step
+from ._http import (
+    REFUSAL_GRACE,
+    censored_logs,
+    copy_of,
+    default_ssl_context,
+    describe,
+    parse_retry_after,
+    presentable,
+    server_message,
+)
+from ._settings import CLOSE_TIMEOUT, Settings
+
+_Args = TypeVarTuple("_Args")
+
+_RECEIVE_BUFFER: Final = 256 * 1024
+_MAX_HEAD: Final = 32 * 1024
+_MAX_REASON: Final = 123
+_ABNORMAL: Final = 1006
+_TOO_LARGE: Final = 1009
+# A client's close frame: the last fragment of opcode 8.
+_CLOSE_FRAME: Final = 0x88
+
+
+class EndKind(enum.Enum):
+    """How a socket ended."""
+
+    CLOSED = "closed"
+    """A close frame came from the server."""
+    LOST = "lost"
+    """The stream ended or broke without a close frame."""
+    TOO_LARGE = "too large"
+    """A message passed ``max_message_size``, so that we closed with code 1009."""
+    PROTOCOL = "protocol"
+    """The server broke the WebSocket protocol."""
+
+
+@attrs.frozen
+class SocketEnd:
+    """How, and with what words, a socket ended."""
+
+    kind: EndKind
+    code: int | None = None
+    """The close code; 1005 stands for a close frame without one."""
+    reason: str = ""
+    """What the server, or the system, said about it: at most 123 printable characters."""
+
+
+class SocketEnded(Exception):
+    """The socket has ended; there is nothing more to receive from it.
+
+    Attributes:
+        end: how it ended.
+    """
+
+    def __init__(self, end: SocketEnd) -> None:
+        super().__init__(end)
+        self.end = end
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def open_socket(
+    url: str,
+    *,
+    token: str,
+    settings: Settings,
+    on_bytes: Callable[[int], None],
+    wall_clock: Callable[[], datetime] = _utc_now,
+) -> AsyncIterator[Socket]:
+    """Open a WebSocket, within ``handshake_timeout``; leaving closes it.
+
+    Leaving takes no longer than `CLOSE_TIMEOUT`, cancelled or not, and leaves
+    neither a task nor an open stream. See the module for what surfaces.
+
+    Args:
+        url: a ``ws`` or ``wss`` URL without a query.
+        token: the access token. It goes into the query of the request.
+        settings: the client's options.
+        on_bytes: called with the size of each chunk that arrives. It must not raise.
+        wall_clock: gives the time that a ``Retry-After`` date is measured against.
+
+    Raises:
+        AuthenticationError: the upgrade was answered with 401 or 403.
+        ProtocolError: the upgrade was answered, but not with an upgrade or a refusal.
+        AttemptError: any other failure to open.
+    """
+    error: BaseException | None = None
+    crash: BaseException | None = None
+    try:
+        # Strict whatever the run says, so that there is one shape to take apart.
+        async with trio.open_nursery(strict_exception_groups=True) as nursery:
+            # The nursery must see no exception of ours, or it would wrap it. Nothing is swallowed: see the last line.
+            try:
+                opened = await _establish(nursery, url, token, settings, on_bytes, wall_clock)
+                try:
+                    yield opened
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await opened.aclose()
+            except BaseException as exc:
+                error = exc
+            # Last: whatever awaits after this is cancelled, and its Cancelled would stand in for the user's error.
+            nursery.cancel_scope.cancel(reason="the socket is closed")
+    except BaseExceptionGroup as group:
+        # Only the reader raises in there, and it keeps every Exception to itself.
+        crash = _first_leaf(group)
+    if crash is not None:
+        raise crash
+    if error is not None:
+        raise error
+
+
+def _first_leaf(exc: BaseException) -> BaseException:
+    return _first_leaf(exc.exceptions[0]) if isinstance(exc, BaseExceptionGroup) else exc
+
+
+@attrs.define(eq=False)
+class Socket:
+    """An open WebSocket. Made by `open_socket`."""
+
+    _connection: trio_websocket.WebSocketConnection = attrs.field(repr=False)
+    _stream: _WatchedStream = attrs.field(repr=False)
+    _reader: _Reader = attrs.field(repr=False)
+    _too_large: str = attrs.field(repr=False)
+    _closed: bool = False
+
+    async def send(self, text: str) -> None:
+        """Send *text* as one message.
+
+        A cancelled send may have sent a part of it: close the socket then.
+
+        Raises:
+            SocketEnded: the socket has ended.
+            trio.ClosedResourceError: we have closed it.
+        """
+        with contextlib.suppress(trio_websocket.ConnectionClosed, LocalProtocolError):
+            await self._connection.send_message(text)
+            return
+        if self._closed:
+            raise trio.ClosedResourceError
+        # The reader may be just about to answer a close frame, so that not having answered proves nothing here.
+        raise SocketEnded(self._end(answered=True))
+
+    async def receive(self) -> str | bytes:
+        """Receive the next message. Being cancelled loses none.
+
+        Raises:
+            SocketEnded: everything has been received, and the socket has ended.
+            trio.ClosedResourceError: we have closed it.
+        """
+        with contextlib.suppress(trio_websocket.ConnectionClosed):
+            return await self._connection.get_message()
+        # Outside of the handler: the library's error holds the server's words as they came.
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._connection.closed is None:
+            # The reader is failing, and is a step away from having said why.
+            await self._reader.ended.wait()
+        raise SocketEnded(self._end(answered=self._stream.close_sent))
+
+    async def aclose(self) -> None:
+        """Close the socket: politely for `CLOSE_TIMEOUT`, then by force. Closing twice is fine."""
+        self._closed = True
+        polite = trio.move_on_after(CLOSE_TIMEOUT)
+        if not self._reader.ended.is_set():
+            with polite:
+                self._reader.on_end = polite
+                # A ping that comes meanwhile makes the library fail, for one. The stream is closed below in any case.
+                with contextlib.suppress(Exception):
+                    await self._connection.aclose()
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self._stream)
+
+    def _end(self, *, answered: bool) -> SocketEnd:
+        closed, fault = self._connection.closed, self._reader.fault
+        secrets = self._reader.secrets
+        if closed is not None and closed.code != _ABNORMAL:
+            reason = presentable(closed.reason or "", _MAX_REASON, *secrets)
+            if closed.code == _TOO_LARGE and closed.reason == self._too_large:
+                return SocketEnd(EndKind.TOO_LARGE, closed.code, reason)
+            # For an invalid frame the library makes up a close event, and unlike a real one does not answer it.
+            return SocketEnd(EndKind.CLOSED if answered else EndKind.PROTOCOL, closed.code, reason)
+        if closed is None and fault is not None:
+            reason = describe(fault, *secrets)[:_MAX_REASON]
+            foreign = isinstance(fault, OSError | trio.BrokenResourceError | trio.ClosedResourceError)
+            return SocketEnd(EndKind.LOST if foreign else EndKind.PROTOCOL, None, reason)
+        broken = self._stream.broken
+        reason = "end of stream without a close frame" if broken is None else describe(broken, *secrets)
+        return SocketEnd(EndKind.LOST, _ABNORMAL, reason[:_MAX_REASON])
+
+
+async def _establish(
+    nursery: trio.Nursery,
+    url: str,
+    token: str,
+    settings: Settings,
+    on_bytes: Callable[[int], None],
+    wall_clock: Callable[[], datetime],
+) -> Socket:
+    parts = urlsplit(url)
+    secure = parts.scheme == "wss"
+    host = parts.hostname or ""
+    port = parts.port or (443 if secure else 80)
+    quoted = quote(token, safe="")
+    path = quote(parts.path, safe="/%:@!$&'()*+,;=~") or "/"
+    timeout = settings.handshake_timeout
+    opening = trio.move_on_after(timeout)
+    reader = _Reader(nursery, (quoted, token), on_end=opening)
+    step: Step = "connect"
+    stream: trio.abc.Stream | None = None
+    watched: _WatchedStream | None = None
+    connection: trio_websocket.WebSocketConnection | None = None
+    fault: Exception | None = None
+    try:
+        with opening:
+            try:
+                stream = await _dial(host, port, settings)
+                if secure:
+                    step = "tls"
+                    context = settings.ssl_context or default_ssl_context()
+                    # https_compatible: servers end the stream without TLS's own farewell, and so do we.
+                    tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+                    stream = tls
+                    await tls.do_handshake()
+                step = "handshake"
+                watched = _WatchedStream(stream, on_bytes, opening)
+                connection = await trio_websocket.wrap_client_stream(
+                    cast("trio.Nursery", reader),
+                    cast("trio.SocketStream", watched),
+                    _host_header(host, parts.port, secure=secure),
+                    f"{path}?access_token={quoted}",
+                    # Nothing waits in the library: on a message that is too large it drops what it holds.
+                    message_queue_size=0,
+                    max_message_size=settings.max_message_size,
+                    receive_buffer_size=_RECEIVE_BUFFER,
+                )
+            except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
+                fault = exc
+    finally:
+        if connection is None and stream is not None:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+    # Raised from here, outside of every ``except``: the originals may hold the token.
+    if fault is not None:
+        raise AttemptError(step, describe(fault, *reader.secrets)) from copy_of(fault, *reader.secrets)
+    if connection is None or watched is None:
+        if watched is not None and (watched.head or reader.ended.is_set()):
+            raise _handshake_failure(watched, reader, wall_clock)
+        raise AttemptError(step, f"no answer within {timeout:g} s")
+    watched.opened()
+    too_large = f"Exceeded maximum message size: {settings.max_message_size} bytes"
+    return Socket(connection, watched, reader, too_large)
+
+
+async def _dial(host: str, port: int, settings: Settings) -> trio.abc.Stream:
+    network = settings.endpoints.network
+    if network is not None:
+        return await network.open_stream(host, port)
+    stream = await trio.open_tcp_stream(host, port)
+    # A second line behind the heartbeat: the system, too, gives up a peer that no longer answers.
+    idle = math.ceil(min(max(settings.heartbeat_timeout, 1), 600))
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", idle),
+        ("TCP_KEEPINTVL", max(1, idle // 3)),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 2 * idle * 1000),
+    ):
+        if hasattr(socket, name):
+            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return stream
+
+
+def _host_header(host: str, port: int | None, *, secure: bool) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if port is None or port == (443 if secure else 80) else f"{name}:{port}"
+
+
+def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Callable[[], datetime]) -> KadoaError:
+    """Say why the upgrade did not happen, from what was received and what the reader made of it."""
+    answer = _parse_head(bytes(stream.head))
+    if answer is not None and answer[0] != 101:
+        status, headers, body = answer
+        if isinstance(reader.fault, trio_websocket.ConnectionRejected) and reader.fault.body:
+            body = reader.fault.body
+        message = server_message(body, *reader.secrets)
+        if status in (401, 403):
+            return AuthenticationError("handshake", status, message)
+        reason = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+        retry_after = parse_retry_after(headers.get("Retry-After"), wall_clock())
+        kind = ProtocolError if status < 300 else AttemptError
+        return kind("handshake", reason, status=status, retry_after=retry_after)
+    if answer is None and not stream.closed:
+        if stream.broken is not None:
+            cause = copy_of(stream.broken, *reader.secrets)
+            failure = AttemptError("handshake", describe(stream.broken, *reader.secrets))
+            failure.__cause__ = cause
+            return failure
+        return AttemptError("handshake", "the server closed the connection without an answer")
+    if answer is not None:
+        return ProtocolError("handshake", "the server's upgrade is not a WebSocket handshake", status=101)
+    return ProtocolError("handshake", "the server does not speak HTTP")
+
+
+def _parse_head(head: bytes) -> tuple[int, http.client.HTTPMessage, bytes] | None:
+    """Take status, headers and the beginning of the body from the bytes of an HTTP answer, if that is what they are."""
+    match = re.match(rb"HTTP/1\.[01] ([1-5]\d\d)[^\r\n]*\r?\n", head)
+    lines, blank, body = head.partition(b"\r\n\r\n")
+    if match is None or not blank:
+        return None
+    try:
+        headers = http.client.parse_headers(io.BytesIO(lines[match.end() :] + blank))
+    except http.client.HTTPException:
+        return None
+    return int(match[1]), headers, body
+
+
+@attrs.define(eq=False)
+class _Reader:
+    """Stands in for the nursery that trio-websocket wants, for its reader task.
+
+    In a real nursery, a reader that fails (a refused upgrade, a frame that
+    does not parse, a ping while we close) would take the nursery down with
+    it; and one that ends before the upgrade would leave its opener waiting.
+    """
+
+    _nursery: trio.Nursery
+    secrets: tuple[str, ...]
+    on_end: trio.CancelScope
+    """What waits for the reader at present; cancelled when the reader ends."""
+    ended: trio.Event = attrs.field(factory=trio.Event)
+    fault: Exception | None = None
+
+    def start_soon(self, async_fn: Callable[[*_Args], Awaitable[object]], *args: *_Args, name: object = None) -> None:
+        self._nursery.start_soon(self._run, async_fn, args, name="kadoa_trio socket reader")
+
+    async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+        with censored_logs(*self.secrets):
+            try:
+                await async_fn(*args)
+            except Exception as exc:
+                self.fault = exc
+            finally:
+                self.ended.set()
+                self.on_end.cancel(reason="the socket's reader has ended")
+
+
+@attrs.define(eq=False)
+class _WatchedStream(trio.abc.Stream):
+    """The stream that trio-websocket is given; it remembers what the library does not tell."""
+
+    _inner: trio.abc.Stream
+    _on_bytes: Callable[[int], None]
+    _opening: trio.CancelScope
+    _is_open: bool = False
+    head: bytearray = attrs.field(factory=bytearray)
+    """What was received before the socket was open: the answer to the upgrade, or whatever it was."""
+    close_sent: bool = False
+    """A close frame was sent, or tried to be."""
+    broken: trio.BrokenResourceError | None = None
+    closed: bool = False
+    """Closed on our side."""
+
+    def opened(self) -> None:
+        self._is_open = True
+        self.head.clear()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        # The library sends one frame at a time.
+        if self._is_open and data and data[0] == _CLOSE_FRAME:
+            self.close_sent = True
+        try:
+            await self._inner.send_all(data)
+        except trio.BrokenResourceError as exc:
+            self.broken = self.broken or exc
+            raise
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            data = await self._inner.receive_some(max_bytes)
+        except trio.BrokenResourceError as exc:
+            self.broken = self.broken or exc
+            raise
+        self._on_bytes(len(data))
+        if not self._is_open and len(self.head) < _MAX_HEAD:
+            self.head += data
+            answer = _parse_head(bytes(self.head))
+            if answer is not None and answer[0] != 101:
+                # A refusal. Its body is welcome, but not worth the whole time-out.
+                self._opening.deadline = min(self._opening.deadline, trio.current_time() + REFUSAL_GRACE)
+        return data
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await self._inner.aclose()
