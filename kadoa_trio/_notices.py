@@ -12,8 +12,6 @@ import enum
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import ClassVar
-
 import attrs
 import trio
 
@@ -44,10 +42,13 @@ class State(enum.Enum):
 class Notice:
     """Something happened to the client. The subclasses say what."""
 
-    level: ClassVar[int] = logging.INFO
-
     at: datetime
     """Wall time, aware."""
+
+    @property
+    def level(self) -> int:
+        """The level that it is logged at."""
+        return logging.INFO
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -57,9 +58,11 @@ class Notice:
 class AttemptStarted(Notice):
     """An attempt to open a connection began."""
 
-    level: ClassVar[int] = logging.DEBUG
-
     generation: int
+
+    @property
+    def level(self) -> int:
+        return logging.DEBUG
 
     def __str__(self) -> str:
         return f"connection {self.generation}: opening"
@@ -69,11 +72,13 @@ class AttemptStarted(Notice):
 class Subscribed(Notice):
     """A connection was opened and its subscription sent."""
 
-    level: ClassVar[int] = logging.DEBUG
-
     generation: int
     cursor: str | None
     """The cursor it asked to resume from."""
+
+    @property
+    def level(self) -> int:
+        return logging.DEBUG
 
     def __str__(self) -> str:
         how = f"resuming from {self.cursor}" if self.cursor is not None else "without a cursor"
@@ -97,9 +102,11 @@ class Connected(Notice):
 class Stable(Notice):
     """A connection has been live for ``stable_after``."""
 
-    level: ClassVar[int] = logging.DEBUG
-
     generation: int
+
+    @property
+    def level(self) -> int:
+        return logging.DEBUG
 
     def __str__(self) -> str:
         return f"connection {self.generation}: stable"
@@ -134,12 +141,16 @@ class Replaced(Notice):
 
 @attrs.frozen(kw_only=True)
 class Lost(Notice):
-    """The newest connection has ended."""
-
-    level: ClassVar[int] = logging.WARNING
+    """The newest connection has ended. The client opens another one."""
 
     generation: int
     how: str
+    expected: bool = False
+    """Whether it was the end that a drain notice had announced."""
+
+    @property
+    def level(self) -> int:
+        return logging.INFO if self.expected else logging.WARNING
 
     def __str__(self) -> str:
         return f"connection {self.generation}: lost ({self.how})"
@@ -149,14 +160,16 @@ class Lost(Notice):
 class Retrying(Notice):
     """An attempt failed; the next one is due after a wait."""
 
-    level: ClassVar[int] = logging.WARNING
-
     generation: int
     why: str
     delay: float
     """In seconds."""
     failures: int
     """Failures in a row."""
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
 
     def __str__(self) -> str:
         return (
@@ -173,12 +186,14 @@ class Refused(Notice):
     end a service of weeks.
     """
 
-    level: ClassVar[int] = logging.ERROR
-
     generation: int
     why: str
     grace: float
     """How much longer it will try, in seconds."""
+
+    @property
+    def level(self) -> int:
+        return logging.ERROR
 
     def __str__(self) -> str:
         return f"connection {self.generation}: {self.why}; giving up in {self.grace:.0f} s"
@@ -188,9 +203,11 @@ class Refused(Notice):
 class PossibleGap(Notice):
     """Continuity could not be proved: events may have been missed."""
 
-    level: ClassVar[int] = logging.WARNING
-
     gap: Gap
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
 
     def __str__(self) -> str:
         since = "the start" if self.gap.since is None else self.gap.since.isoformat(timespec="milliseconds")
@@ -202,12 +219,14 @@ class PossibleGap(Notice):
 class FrameIgnored(Notice):
     """A frame was not understood and not delivered; the connection lives on."""
 
-    level: ClassVar[int] = logging.DEBUG
-
     generation: int
     kind: str
     """``"malformed"``, ``"control"`` or ``"unknown"``."""
     why: str
+
+    @property
+    def level(self) -> int:
+        return logging.DEBUG
 
     def __str__(self) -> str:
         return f"connection {self.generation}: ignored a frame ({self.kind}: {self.why})"
@@ -217,11 +236,13 @@ class FrameIgnored(Notice):
 class AdmissionPaused(Notice):
     """Too much is unsettled (``max_unsettled``): nothing is read until the oldest event is settled."""
 
-    level: ClassVar[int] = logging.WARNING
-
     oldest: str | None
     """The id of the event that everything waits for."""
     unsettled: int
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
 
     def __str__(self) -> str:
         return f"admission paused: {self.unsettled} events since {self.oldest}, which was never settled"
@@ -231,9 +252,11 @@ class AdmissionPaused(Notice):
 class CursorOnTrial(Notice):
     """The server keeps closing connections that resume: the next one does without the cursor, and holds its events."""
 
-    level: ClassVar[int] = logging.WARNING
-
     cursor: str
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
 
     def __str__(self) -> str:
         return f"the cursor {self.cursor} is on trial: several connections that sent it were closed before any event"
@@ -253,9 +276,11 @@ class CursorAccepted(Notice):
 class CursorDropped(Notice):
     """The server accepts connections, but not with the cursor: it is given up. A `PossibleGap` says what that means."""
 
-    level: ClassVar[int] = logging.ERROR
-
     cursor: str
+
+    @property
+    def level(self) -> int:
+        return logging.ERROR
 
     def __str__(self) -> str:
         return f"the cursor {self.cursor} is refused and was dropped"
@@ -273,9 +298,11 @@ class Stopped(Notice):
 class Failed(Notice):
     """A fault that retrying cannot mend. The same fault is raised by ``receive``."""
 
-    level: ClassVar[int] = logging.ERROR
-
     fault: str
+
+    @property
+    def level(self) -> int:
+        return logging.ERROR
 
     def __str__(self) -> str:
         return f"failed: {self.fault}"
@@ -332,9 +359,10 @@ class Status:
             case AdmissionPaused():
                 return attrs.evolve(self, pauses=self.pauses + 1)
             case Stopped():
-                return attrs.evolve(self, state=self.state if self.state is State.FAILED else State.STOPPED)
+                state = self.state if self.state is State.FAILED else State.STOPPED
+                return attrs.evolve(self, state=state, connections=())
             case Failed():
-                return attrs.evolve(self, state=State.FAILED)
+                return attrs.evolve(self, state=State.FAILED, connections=())
             case _:
                 return self
         if status.state in (State.STOPPED, State.FAILED):

@@ -1,0 +1,250 @@
+"""Frames to objects and back. Sans-I/O.
+
+Nothing that a server can send makes `decode` raise. A frame is read in one
+pass that parses its envelope and skips its payload, so that a frame of many
+megabytes costs a scan and no more.
+
+Kadoa's pages, its SDKs and its webhooks spell events differently: the type
+stands in ``eventType`` or in ``type``, the payload in ``message`` or in
+``data``, and times are ISO 8601 or milliseconds. All of them are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Any, Final, Literal, TypeGuard
+
+import attrs
+import msgspec
+
+from ._events import Event, json_kind, parse_json, read_time
+
+_CURSOR: Final = re.compile(r"([0-9]{1,40})-([0-9]{1,40})", re.ASCII)
+
+
+@attrs.frozen
+class Heartbeat:
+    """The server is alive."""
+
+
+@attrs.frozen(kw_only=True)
+class Draining:
+    """The server is about to close this connection, and asks to open another one. Every field may be missing."""
+
+    advice: float | None = None
+    """How long to wait before that, in seconds, as told: infinity is possible. None where nothing readable was told."""
+    resume_supported: bool | None = None
+    """Whether the server promises to resume from a cursor."""
+    connection_id: str | None = None
+    """The server's name for this connection."""
+    deadline: str | None = None
+    """When the server means to close this one, as told, by its own clock."""
+
+
+@attrs.frozen(kw_only=True)
+class Ignored:
+    """A frame that is neither of the others; the connection lives on."""
+
+    kind: Literal["malformed", "control", "unknown"]
+    """No JSON object, a control message that is not known, or a frame without a type or a content."""
+    why: str
+    """The reason in words. It repeats nothing of the frame."""
+    type: str | None = None
+    """The type that the frame names."""
+
+
+Decoded = Heartbeat | Draining | Event | Ignored
+"""Everything that `decode` can return."""
+
+_HEARTBEAT: Final = Heartbeat()
+
+
+class _Payload(msgspec.Struct, gc=False):
+    workflow_id: Any = msgspec.field(default=None, name="workflowId")
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    # Declared loosely: a field of another kind than expected must not make the frame unreadable.
+    # Only the payloads are declared as objects, since that is what makes msgspec skip them.
+    type: Any = None
+    event_type: Any = msgspec.field(default=None, name="eventType")
+    id: Any = None
+    timestamp: Any = None
+    cursor: Any = msgspec.field(default=None, name="_cursor")
+    message: _Payload | None = None
+    data: _Payload | None = None
+    retry_after_ms: Any = msgspec.field(default=None, name="retryAfterMs")
+    resume_supported: Any = msgspec.field(default=None, name="resumeSupported")
+    connection_id: Any = msgspec.field(default=None, name="connectionId")
+    deadline_at: Any = msgspec.field(default=None, name="deadlineAt")
+
+
+_read_envelope: Final = msgspec.json.Decoder(_Envelope).decode
+
+
+def decode(message: str | bytes) -> Decoded:
+    """Read a frame. Never raises, whatever *message* is.
+
+    An `Event` is a frame that names a type and carries an id, a ``message``
+    or ``data``, however odd they are. Bytes are taken for UTF-8: a server
+    that switches to binary messages is still understood.
+    """
+    try:
+        frame = _compact(message)
+    except UnicodeError:
+        return Ignored(kind="malformed", why="not valid Unicode")
+    try:
+        envelope = _read_envelope(frame)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        # An odd payload, or JSON that only Python's own parser takes.
+        try:
+            envelope = _envelope_of(parse_json(frame))
+        except RecursionError:
+            return Ignored(kind="malformed", why="nested too deeply")
+        except ValueError:
+            return Ignored(kind="malformed", why="not JSON")
+        except TypeError as exc:
+            return Ignored(kind="malformed", why=str(exc))
+    return _interpret(envelope, frame)
+
+
+def _compact(message: str | bytes) -> str | bytes:
+    """Give the frame as an ASCII string, else as valid UTF-8.
+
+    Parsing a string that is not ASCII would leave a second copy of it, in
+    UTF-8, attached to it.
+    """
+    if isinstance(message, str):
+        return message if message.isascii() else message.encode()
+    text = message.decode()
+    return text if text.isascii() else message
+
+
+def _envelope_of(frame: object) -> _Envelope:
+    if not isinstance(frame, dict):
+        raise TypeError(f"expected an object, not {json_kind(frame)}")
+    return _Envelope(
+        frame.get("type"),
+        frame.get("eventType"),
+        frame.get("id"),
+        frame.get("timestamp"),
+        frame.get("_cursor"),
+        _payload_of(frame.get("message")),
+        _payload_of(frame.get("data")),
+        frame.get("retryAfterMs"),
+        frame.get("resumeSupported"),
+        frame.get("connectionId"),
+        frame.get("deadlineAt"),
+    )
+
+
+def _payload_of(payload: object) -> _Payload | None:
+    if payload is None:
+        return None
+    return _Payload(payload.get("workflowId") if isinstance(payload, dict) else None)
+
+
+def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
+    event_type, kind = envelope.event_type, envelope.type
+    if not _names(event_type):
+        event_type = None
+        if _names(kind) and kind != "heartbeat" and not kind.startswith("control."):
+            event_type = kind
+    if event_type is not None:
+        event_id = _identifier(envelope.id)
+        message, data = envelope.message, envelope.data
+        if event_id is not None or message is not None or data is not None:
+            workflow_id = None
+            if message is not None and _names(message.workflow_id):
+                workflow_id = message.workflow_id
+            elif data is not None and _names(data.workflow_id):
+                workflow_id = data.workflow_id
+            cursor = _identifier(envelope.cursor)
+            time = read_time(envelope.timestamp)
+            if event_id is not None:
+                return Event(event_id, event_type, time, cursor, "id", frame, workflow_id)
+            if cursor is not None:
+                return Event(f"cursor:{cursor}", event_type, time, cursor, "cursor", frame, workflow_id)
+            return Event(f"digest:{_digest(frame)}", event_type, time, None, "digest", frame, workflow_id)
+    # A control message that names itself twice stays one: its ``type`` counts where there is no event.
+    name = kind if _names(kind) else event_type
+    if name is None:
+        return Ignored(kind="unknown", why="it names no type")
+    if name == "heartbeat":
+        return _HEARTBEAT
+    if name == "control.draining":
+        return Draining(
+            advice=_seconds(envelope.retry_after_ms),
+            resume_supported=envelope.resume_supported if isinstance(envelope.resume_supported, bool) else None,
+            connection_id=envelope.connection_id if _names(envelope.connection_id) else None,
+            deadline=envelope.deadline_at if _names(envelope.deadline_at) else None,
+        )
+    if name.startswith("control."):
+        return Ignored(kind="control", why="a control message that is not known", type=name)
+    return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=name)
+
+
+def _names(value: object) -> TypeGuard[str]:
+    """Tell whether *value* is a string that can name something: not empty, and possible to write down."""
+    if not isinstance(value, str) or not value:
+        return False
+    return value.isascii() or _encodable(value)
+
+
+def _encodable(value: str) -> bool:
+    # JSON can spell a lone surrogate; no database, file or log takes one.
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _identifier(value: object) -> str | None:
+    """Read an id or a cursor: a string, or an integer that somebody forgot to quote."""
+    if _names(value):
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _digest(frame: str | bytes) -> str:
+    return hashlib.sha256(frame.encode() if isinstance(frame, str) else frame).hexdigest()
+
+
+def _seconds(milliseconds: object) -> float | None:
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)):
+        return None
+    try:
+        seconds = milliseconds / 1000
+    except OverflowError:
+        seconds = math.inf if milliseconds > 0 else -math.inf
+    # Not a number compares as false.
+    return seconds if seconds >= 0 else None
+
+
+def subscribe(team_id: str, cursor: str | None) -> str:
+    """Write the frame that subscribes to the channel of *team_id*, from *cursor* where one is known."""
+    frame = {"action": "subscribe", "channel": team_id}
+    if cursor is not None:
+        frame["lastCursor"] = cursor
+    return json.dumps(frame, separators=(",", ":"))
+
+
+def compare_cursors(a: str, b: str) -> int | None:
+    """Compare two cursors.
+
+    Both must have the form ``<integer>-<integer>``; their text says nothing
+    about their order (``1742-10`` is after ``1742-9``).
+
+    Returns:
+        A number below, equal to or above zero, as *a* is before, at or after
+        *b*; None when they cannot be compared.
+    """
+    left, right = _CURSOR.fullmatch(a), _CURSOR.fullmatch(b)
+    if left is None or right is None:
+        return None
+    first, second = (int(left[1]), int(left[2])), (int(right[1]), int(right[2]))
+    return (first > second) - (first < second)
