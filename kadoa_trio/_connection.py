@@ -40,7 +40,8 @@ from ._notices import (
 )
 from ._settings import DEFAULT_ADVICE, DRAIN_READ, MAX_ADVICE, MESSAGE_ALLOWANCE, MIN_ADVICE, Settings
 from ._socket import EndKind, Socket, SocketEnded, open_socket
-from ._wire import DrainNotice, Heartbeat, Ignored, decode, subscribe
+from ._wire import Draining as DrainNotice
+from ._wire import Heartbeat, Ignored, decode, subscribe
 
 _GOING_AWAY: Final = 1001
 _ADVICE_JITTER: Final = 0.1
@@ -207,22 +208,21 @@ class Connection:
         """Whether `retire` was called."""
         return self._life.deadline != math.inf
 
-    async def release(self, *, relied_on: bool) -> None:
-        """End the trial: admit what was held, then whatever comes.
+    async def release(self, hold: Hold, *, relied_on: bool) -> None:
+        """Admit what was held on trial, in order; then whatever comes, if it was this connection's trial.
 
         Args:
+            hold: what was held.
             relied_on: False if another connection leads; the cursors of what
                 was held then mean nothing.
         """
-        hold = self._hold
-        if hold is None:
-            return
         while hold.events:
             # Taken only when it is admitted: being cancelled here loses nothing that was admitted.
             await self._admit(hold.events[0], use_cursor=relied_on)
             hold.take()
-        self._hold = None
-        self._released.set()
+        if self._hold is hold:
+            self._hold = None
+            self._released.set()
 
     # ---- life --------------------------------------------------------------------------------------------------
 
@@ -322,7 +322,9 @@ class Connection:
             elif isinstance(frame, DrainNotice):
                 self._drain(frame, now)
             elif isinstance(frame, Ignored):
-                shared.reporter.publish(FrameIgnored, generation=self.generation, kind=frame.kind, why=frame.why)
+                shared.reporter.publish(
+                    FrameIgnored, generation=self.generation, kind=frame.kind, why=frame.why, type=frame.type
+                )
             else:
                 assert isinstance(frame, Heartbeat)
 

@@ -14,7 +14,6 @@ out as `OtherMessage`, with the reason.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -116,7 +115,7 @@ class WorkflowDataChange:
     url: str | None = None
     created_at: datetime | None = None
     metadata: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
-    """``workflowName``, ``tags`` and whatever else came with it. Only older pages describe it, so it is left as it is."""
+    """``workflowName``, ``tags`` and what else came with it, as sent: only older pages describe it."""
 
 
 @final
@@ -191,7 +190,7 @@ class Event:
             frame = None
         if isinstance(frame, dict):
             return frame
-        return {"eventType": self.type, "id": self.id, "_cursor": self.cursor}
+        return {"eventType": self.type, **({"id": self.id} if self.id_source == "id" else {})}
 
     @cached_property
     def message(self) -> Message:
@@ -281,7 +280,7 @@ def to_message(event_type: str, payload: Any) -> Message:
     if kind is None:
         return OtherMessage(payload)
     if payload is None:
-        return OtherMessage(None, "the event carries no payload")
+        return OtherMessage(None, "message: there is none that can be read")
     try:
         return _converter.structure(payload, kind)
     except Exception as exc:  # cattrs raises what its hooks raise, in groups of its own
@@ -303,7 +302,7 @@ def json_kind(value: object) -> str:
         case bool():
             return "a boolean"
         case int() | float():
-            return "a number" if math.isfinite(value) else "a number beyond every range"
+            return "a number"
         case str():
             return "a string"
         case list():
@@ -350,8 +349,8 @@ def _structure_mapping(value: Any, _kind: object) -> Mapping[str, Any]:
 
 def _object_hook(kind: type[T]) -> Callable[[Any, Any], T]:
     """Make the hook for a class of ours, whose attributes are camelCase in JSON."""
-    names = {field.name: cattrs.gen.override(rename=_camel(field.name)) for field in attrs.fields(kind)}  # type: ignore[arg-type, misc]
-    structure = cattrs.gen.make_dict_structure_fn(kind, _converter, **names)  # type: ignore[arg-type]
+    names = {field.name: cattrs.gen.override(rename=_camel(field.name)) for field in attrs.fields(kind)}  # type: ignore[arg-type]  # T is one of ours
+    structure = cattrs.gen.make_dict_structure_fn(kind, _converter, **names)  # type: ignore[arg-type]  # no option of it
 
     def hook(value: Any, _kind: Any) -> T:
         if not isinstance(value, dict):
@@ -376,14 +375,18 @@ def _array_hook(kind: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
     return hook
 
 
+def _is_generic(kind: Any, origin: object) -> bool:
+    return get_origin(kind) == origin
+
+
 def _make_converter() -> cattrs.Converter:
     # Our own: hooks that a program registers on cattrs' global converter must not reach events.
     converter = cattrs.Converter(detailed_validation=True)
     converter.register_structure_hook(str, _structure_str)
     converter.register_structure_hook(datetime, _structure_time)
-    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Mapping, _structure_mapping)
+    converter.register_structure_hook_func(lambda kind: _is_generic(kind, Mapping), _structure_mapping)
     converter.register_structure_hook_factory(attrs.has, _object_hook)
-    converter.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple, _array_hook)
+    converter.register_structure_hook_factory(lambda kind: _is_generic(kind, tuple), _array_hook)
     return converter
 
 

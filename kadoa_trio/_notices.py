@@ -223,13 +223,17 @@ class FrameIgnored(Notice):
     kind: str
     """``"malformed"``, ``"control"`` or ``"unknown"``."""
     why: str
+    type: str | None = None
+    """The type that the frame names."""
 
     @property
     def level(self) -> int:
-        return logging.DEBUG
+        # New kinds of frames are announced and harmless; one that cannot be read may have been an event.
+        return logging.WARNING if self.kind == "malformed" else logging.DEBUG
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: ignored a frame ({self.kind}: {self.why})"
+        named = f" {self.type[:80]!r}" if self.type is not None else ""
+        return f"connection {self.generation}: ignored a frame{named} ({self.kind}: {self.why})"
 
 
 @attrs.frozen(kw_only=True)

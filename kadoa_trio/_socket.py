@@ -51,6 +51,7 @@ import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
 from ._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step
+from ._exits import pick
 from ._http import (
     REFUSAL_GRACE,
     censored_logs,
@@ -158,16 +159,12 @@ async def open_socket(
             # Last: whatever awaits after this is cancelled, and its Cancelled would stand in for the user's error.
             nursery.cancel_scope.cancel(reason="the socket is closed")
     except BaseExceptionGroup as group:
-        # Only the reader raises in there, and it keeps every Exception to itself.
-        crash = _first_leaf(group)
-    if crash is not None:
+        # The reader keeps every Exception to itself; a Cancelled in here is the caller's, and comes second to an error.
+        crash = pick(group)
+    if crash is not None and (error is None or not isinstance(crash, trio.Cancelled)):
         raise crash
     if error is not None:
         raise error
-
-
-def _first_leaf(exc: BaseException) -> BaseException:
-    return _first_leaf(exc.exceptions[0]) if isinstance(exc, BaseExceptionGroup) else exc
 
 
 @attrs.define(eq=False)

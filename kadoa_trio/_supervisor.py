@@ -28,7 +28,6 @@ from ._errors import (
     InternalError,
     KadoaError,
     MessageTooLargeError,
-    scrubbed,
 )
 from ._notices import (
     AttemptStarted,
@@ -53,9 +52,17 @@ class CursorSuspicion:
         """Take the end of a connection into account."""
         if is_refusal(connection):
             self.refusals += 1
-        elif connection.events or connection.stable:
+        elif connection.cursor is not None and (connection.events or connection.stable):
             self.refusals = 0
         # Anything else, a reset or a time-out, says nothing about the cursor.
+
+    def acquit(self) -> None:
+        """Forget what speaks against the cursor."""
+        self.refusals = 0
+
+    def adjourn(self) -> None:
+        """Put the trial off until one more connection with the cursor was closed."""
+        self.refusals = REFUSALS_BEFORE_TRIAL - 1
 
     @property
     def due(self) -> bool:
@@ -96,7 +103,6 @@ class Supervisor:
         self._refusals = 0
         self._attempts = 0
         self._last_failure: AttemptError | None = None
-        self._too_large = 0
         self._admitted_at_too_large = -1
         self._held: Hold | None = None
         self._started_at = 0.0
@@ -140,7 +146,7 @@ class Supervisor:
             return
         if not isinstance(fault, KadoaError):
             bug = fault
-            fault = InternalError(f"the client failed on its own: {bug!r}; please report it")
+            fault = InternalError(f"the client failed by a bug of its own ({type(bug).__name__}); please report it")
             fault.__cause__ = bug
         self._shared.reporter.publish(Failed, fault=f"{type(fault).__name__}: {fault}")
         if not started:
@@ -160,32 +166,27 @@ class Supervisor:
 
     async def _needs_heir(self, newest: Connection) -> float:
         """Wait until *newest* is due for replacement, and return the earliest time for it."""
-        due = math.inf
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
-
-                @nursery.start_soon
-                async def wait_for_end() -> None:
-                    await newest.ended.wait()
-                    scope.cancel(reason="it has ended")
-
-                await newest.draining.wait()
-                due = newest.heir_due
-                if not newest.stable:
-                    # A server that drains whatever it accepts: the larger of its advice and our backoff.
-                    self._backoff.failed()
-                    due = max(due, trio.current_time() + self._backoff.delay())
-                await trio.sleep_until(due)
-                scope.cancel(reason="its heir is due")
+        earliest = 0.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when, newest.ended, nursery.cancel_scope)
+            await newest.draining.wait()
+            if not newest.stable:
+                # A server that drains whatever it accepts: the larger of its advice and our backoff.
+                earliest = self._next_after_failure()
+            await trio.sleep_until(max(newest.heir_due, earliest))
+            nursery.cancel_scope.cancel(reason="its heir is due")
         now = trio.current_time()
         if not newest.ended.is_set():
             return now
-        if newest.draining.is_set():
-            # The end was announced, and ends the wait; but not the backoff of one that was never stable.
-            return now if newest.stable else max(now, min(due, now + self._settings.retry.maximum))
+        # Dead before its heir was due, which ends the wait.
+        self._observe_end(newest)
         if not newest.stable:
-            self._backoff.failed()
-        return now + self._backoff.delay()
+            return earliest or self._next_after_failure()
+        return now if newest.draining.is_set() else now + self._backoff.delay()
+
+    def _next_after_failure(self) -> float:
+        self._backoff.failed()
+        return trio.current_time() + self._backoff.delay()
 
     async def _establish(self, not_before: float = 0.0, *, hold: Hold | None = None) -> Connection:
         """Make attempts until one is subscribed, and return it; the older ones are read meanwhile."""
@@ -323,11 +324,10 @@ class Supervisor:
     async def _make_place(self) -> None:
         """Keep the bound of sockets: retire the oldest connection, and wait until it is gone."""
         while len(self._open) >= MAX_SOCKETS:
-            oldest = self._open[0]
+            oldest = next((one for one in self._open if one.ended.is_set()), self._open[0])
             if not oldest.ended.is_set():
                 oldest.retire("too many sockets", at=trio.current_time())
             await oldest.closed.wait()
-            await trio.lowlevel.checkpoint()  # its task has a last step to make
 
     # ---- the cursor on trial -----------------------------------------------------------------------------------
 
@@ -347,45 +347,49 @@ class Supervisor:
         witness = await self._establish(not_before, hold=hold)
         await _wait_either(witness.lasting, witness.ended)
         if witness.ended.is_set():
-            return witness  # the server is sick; what was held is kept
+            # The server is sick. What was held is kept for the next trial.
+            self._suspicion.adjourn()
+            return witness
         not_before = 0.0
         while True:
             candidate = await self._establish(not_before)
             await _wait_either(candidate.lasting, candidate.ended)
             if candidate.lasting.is_set():
                 shared.reporter.publish(CursorAccepted, cursor=cursor)
-                self._suspicion.refusals = 0
+                self._suspicion.acquit()
                 # The replay has brought what was held; if it has not, the events are admitted all the same.
                 await self._release(witness if not witness.ended.is_set() else candidate, hold, relied_on=False)
                 witness.retire("its trial is over", at=trio.current_time())
                 return candidate
             if witness.ended.is_set():
+                self._suspicion.adjourn()
                 return candidate  # nobody vouches for the server any more
             if is_refusal(candidate):
                 shared.reporter.publish(CursorDropped, cursor=cursor)
-                self._suspicion.refusals = 0
+                self._suspicion.acquit()
                 self._newest = witness
                 witness.superseded_by = None
                 shared.tell(shared.ledger.drop_cursor(witness.generation))
                 await self._release(witness, hold, relied_on=True)
                 return witness
-            self._backoff.failed()
-            not_before = trio.current_time() + self._backoff.delay()
+            self._observe_end(candidate)
+            not_before = self._next_after_failure()
 
     async def _release(self, connection: Connection, hold: Hold, *, relied_on: bool) -> None:
         await connection.release(hold, relied_on=relied_on)
         self._held = None
 
 
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel(reason="what was waited for has come")
+
+
 async def _wait_either(one: trio.Event, other: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel(reason="one of two has come")
-
-        nursery.start_soon(wait, one)
-        nursery.start_soon(wait, other)
+        nursery.start_soon(_cancel_when, one, nursery.cancel_scope)
+        await other.wait()
+        nursery.cancel_scope.cancel(reason="what was waited for has come")
 
 
 class _Started(trio.TaskStatus[None]):

@@ -1,0 +1,135 @@
+"""Kadoa's realtime events for Trio programs.
+
+::
+
+    async with open_realtime() as realtime:
+        async for event in realtime.events:
+            ...
+"""
+
+# The rooms, each building on those above it:
+#
+#   _errors      every exception, and whose fault it is
+#   _backoff     how long to wait before the next attempt
+#   _settings    endpoints and limits, checked once
+#   _events      events and the classes of their payloads
+#   _wire        frames to objects and back
+#   _ledger      ids, where to resume, what is settled; no I/O, no clock
+#   _notices     what the client tells about itself, and the one state
+#   _exits       which exception leaves a block that hides a nursery
+#   _http        the token request; the only import of httpx
+#   _socket      one WebSocket; the only import of trio_websocket
+#   _channel     the buffer of events, and the handles to receive from
+#   _connection  one generation, from its token to its end
+#   _supervisor  the succession of connections
+#   _client      open_realtime
+#
+# testing and cli are packages of their own, on top of these.
+
+from ._backoff import RetryPolicy as RetryPolicy
+from ._channel import Delivery as Delivery
+from ._channel import EventChannel as EventChannel
+from ._channel import EventChannelStatistics as EventChannelStatistics
+from ._client import Realtime as Realtime
+from ._client import RealtimeStatistics as RealtimeStatistics
+from ._client import open_realtime as open_realtime
+from ._errors import AttemptError as AttemptError
+from ._errors import AuthenticationError as AuthenticationError
+from ._errors import ConfigurationError as ConfigurationError
+from ._errors import ConnectionFailedError as ConnectionFailedError
+from ._errors import ForeignError as ForeignError
+from ._errors import InternalError as InternalError
+from ._errors import KadoaError as KadoaError
+from ._errors import MessageTooLargeError as MessageTooLargeError
+from ._errors import ProtocolError as ProtocolError
+from ._errors import RequestRefusedError as RequestRefusedError
+from ._events import Difference as Difference
+from ._events import Event as Event
+from ._events import FieldChange as FieldChange
+from ._events import Message as Message
+from ._events import OtherMessage as OtherMessage
+from ._events import WorkflowDataChange as WorkflowDataChange
+from ._events import WorkflowFailed as WorkflowFailed
+from ._events import WorkflowFinished as WorkflowFinished
+from ._events import WorkflowRecovered as WorkflowRecovered
+from ._ledger import Gap as Gap
+from ._ledger import GapReason as GapReason
+from ._ledger import Position as Position
+from ._notices import AdmissionPaused as AdmissionPaused
+from ._notices import AttemptStarted as AttemptStarted
+from ._notices import Connected as Connected
+from ._notices import ConnectionStatus as ConnectionStatus
+from ._notices import CursorAccepted as CursorAccepted
+from ._notices import CursorDropped as CursorDropped
+from ._notices import CursorOnTrial as CursorOnTrial
+from ._notices import Draining as Draining
+from ._notices import Failed as Failed
+from ._notices import FrameIgnored as FrameIgnored
+from ._notices import Lost as Lost
+from ._notices import Notice as Notice
+from ._notices import PossibleGap as PossibleGap
+from ._notices import Refused as Refused
+from ._notices import Replaced as Replaced
+from ._notices import Retrying as Retrying
+from ._notices import Stable as Stable
+from ._notices import State as State
+from ._notices import Stopped as Stopped
+from ._notices import Subscribed as Subscribed
+from ._settings import Endpoints as Endpoints
+from ._settings import Network as Network
+from ._version import __version__ as __version__
+
+__all__ = [
+    "AdmissionPaused",
+    "AttemptError",
+    "AttemptStarted",
+    "AuthenticationError",
+    "ConfigurationError",
+    "Connected",
+    "ConnectionFailedError",
+    "ConnectionStatus",
+    "CursorAccepted",
+    "CursorDropped",
+    "CursorOnTrial",
+    "Delivery",
+    "Difference",
+    "Draining",
+    "Endpoints",
+    "Event",
+    "EventChannel",
+    "EventChannelStatistics",
+    "Failed",
+    "FieldChange",
+    "ForeignError",
+    "FrameIgnored",
+    "Gap",
+    "GapReason",
+    "InternalError",
+    "KadoaError",
+    "Lost",
+    "Message",
+    "MessageTooLargeError",
+    "Network",
+    "Notice",
+    "OtherMessage",
+    "Position",
+    "PossibleGap",
+    "ProtocolError",
+    "Realtime",
+    "RealtimeStatistics",
+    "Refused",
+    "Replaced",
+    "RequestRefusedError",
+    "RetryPolicy",
+    "Retrying",
+    "Stable",
+    "State",
+    "Stopped",
+    "Subscribed",
+    "WorkflowDataChange",
+    "WorkflowFailed",
+    "WorkflowFinished",
+    "WorkflowRecovered",
+    "__version__",
+    "open_realtime",
+]
