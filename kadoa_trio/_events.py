@@ -385,7 +385,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(str, _structure_str)
     converter.register_structure_hook(datetime, _structure_time)
     converter.register_structure_hook_func(lambda kind: _is_generic(kind, Mapping), _structure_mapping)
-    converter.register_structure_hook_factory(attrs.has, _object_hook)
+    converter.register_structure_hook_factory(lambda kind: bool(attrs.has(kind)), _object_hook)
     converter.register_structure_hook_factory(lambda kind: _is_generic(kind, tuple), _array_hook)
     return converter
 

@@ -410,7 +410,7 @@ class Reporter:
         """The user's end."""
         self._changed = trio.Event()
 
-    def publish(self, kind: Callable[..., Notice], **facts: object) -> None:
+    def publish(self, kind: Callable[..., Notice], /, **facts: object) -> None:
         """Make a notice of *kind* and tell everybody."""
         notice = kind(at=self.wall_clock(), **facts)
         self.status = self.status.after(notice)

@@ -72,12 +72,12 @@ class Endpoints:
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Endpoints:
         """Read the endpoints from *environ* (default `os.environ`); what is not set there is Kadoa's own."""
         environ = os.environ if environ is None else environ
-        names = {
-            "public_api": "KADOA_PUBLIC_API_URI",
-            "websocket": "KADOA_WSS_API_URI",
-            "realtime_api": "KADOA_REALTIME_API_URI",
-        }
-        return cls(**{field: environ[name] for field, name in names.items() if environ.get(name)})
+        own = cls()
+        return cls(
+            public_api=environ.get("KADOA_PUBLIC_API_URI") or own.public_api,
+            websocket=environ.get("KADOA_WSS_API_URI") or own.websocket,
+            realtime_api=environ.get("KADOA_REALTIME_API_URI") or own.realtime_api,
+        )
 
     def check(self, *, allow_insecure: bool) -> None:
         """Refuse endpoints that cannot work, or that would send a secret in the clear.

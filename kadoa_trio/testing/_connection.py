@@ -1,0 +1,275 @@
+"""One client's connection, from the simulated server's side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+import trio_websocket
+
+from ._model import PublishedEvent
+from ._streams import FaultyStream
+
+if TYPE_CHECKING:
+    from ._simulator import SimulatedKadoa
+
+_CLOSE_TIMEOUT = 5.0
+_UNSET = object()
+
+_Action = Callable[[trio_websocket.WebSocketConnection], Awaitable[object]]
+
+
+class SimulatedConnection:
+    """A WebSocket that a client has opened. Made by `SimulatedKadoa`; every fault is a call."""
+
+    def __init__(self, kadoa: SimulatedKadoa, number: int, stream: FaultyStream) -> None:
+        self._kadoa = kadoa
+        self._stream = stream
+        self._scope = trio.CancelScope()
+        self._send, self._receive = trio.open_memory_channel[_Action](10_000_000)
+        self._waiting: list[PublishedEvent] | None = None
+        self.number = number
+        """Which one it is, from 1, of all that were ever made."""
+        self.opened_at = trio.current_time()
+        self.subscribed = False
+        self.last_cursor: str | None = None
+        """The cursor that the client subscribed with."""
+        self.received: list[Any] = []
+        """Everything that the client has sent, parsed."""
+        self.sent: list[PublishedEvent] = []
+        """Every event that was sent, the repeated ones again."""
+        self.draining = False
+        self.open = True
+        self.client_close_code: int | None = None
+        """The close code that the client sent, if it closed first."""
+
+    def __repr__(self) -> str:
+        return f"<SimulatedConnection {self.number}{'' if self.open else ', ended'}>"
+
+    # ---- what tests do -----------------------------------------------------------------------------------------
+
+    def drain(
+        self,
+        retry_after_ms: Any = 500,
+        *,
+        close_after: float | None = None,
+        deadline_at: Any = "2026-03-22T14:05:30.000Z",
+        resume_supported: Any = True,
+        omit: tuple[str, ...] = (),
+    ) -> None:
+        """Send a drain notice; with *close_after*, close with 1001 so many seconds later, as Kadoa does.
+
+        The values may be anything that JSON can say, and *omit* leaves fields
+        out by their names on the wire.
+        """
+        self.draining = True
+        notice = {
+            "type": "control.draining",
+            "connectionId": f"simulated-{self.number}",
+            "retryAfterMs": retry_after_ms,
+            "deadlineAt": deadline_at,
+            "resumeSupported": resume_supported,
+        }
+        self.send_raw(json.dumps({name: value for name, value in notice.items() if name not in omit}))
+        if close_after is not None:
+            self._kadoa._start(self._close_later, close_after)
+
+    async def _close_later(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        self.close(1001, "Server shutting down")
+
+    def close(self, code: int = 1001, reason: str = "Server shutting down") -> None:
+        """Send what is queued, then a close frame."""
+
+        async def close(ws: trio_websocket.WebSocketConnection) -> None:
+            with trio.move_on_after(_CLOSE_TIMEOUT):
+                await ws.aclose(code, reason)
+            self._scope.cancel(reason="closed")
+
+        self._queue(close)
+
+    def reset(self) -> None:
+        """Break the connection at once, as a TCP reset does."""
+        self._forget()
+        self._stream.reset()
+        self._scope.cancel(reason="reset")
+
+    def eof(self) -> None:
+        """Close the stream without a close frame."""
+        self._forget()
+        self._scope.cancel(reason="eof")
+
+    def go_silent(self) -> None:
+        """Neither send nor read anything from now on, and keep the connection open: the host is gone."""
+        self._stream.go_silent()
+
+    def send_raw(self, message: str | bytes) -> None:
+        """Send a message as it stands."""
+        self._queue(lambda ws: ws.send_message(message))
+
+    def send_heartbeat(self) -> None:
+        """Send a heartbeat."""
+        self.send_raw(json.dumps({"type": "heartbeat", "timestamp": int(trio.current_time() * 1000)}))
+
+    def send_slowly(self, event: PublishedEvent, *, bytes_per_second: float) -> None:
+        """Send an event over a slow link; everything else queues behind it."""
+
+        async def send(ws: trio_websocket.WebSocketConnection) -> None:
+            self._stream.rate = bytes_per_second
+            try:
+                await ws.send_message(event.frame)
+            finally:
+                self._stream.rate = None
+
+        self.sent.append(event)
+        self._queue(send)
+
+    def deliver(self, event: PublishedEvent) -> None:
+        """Send an event, again or out of turn."""
+        self.sent.append(event)
+        self.send_raw(event.frame)
+
+    def hold(self) -> None:
+        """Keep live events back until `release`."""
+        if self._waiting is None:
+            self._waiting = []
+
+    def release(self) -> None:
+        """Send what was kept back."""
+        waiting, self._waiting = self._waiting, None
+        for event in waiting or ():
+            self.deliver(event)
+
+    # ---- what the server does ----------------------------------------------------------------------------------
+
+    def live(self, event: PublishedEvent) -> None:
+        """Send an event that has just been published, if the client has subscribed."""
+        if not self.subscribed or not self.open:
+            return
+        if self._waiting is not None:
+            self._waiting.append(event)
+        else:
+            self.deliver(event)
+
+    def _queue(self, action: _Action) -> None:
+        if self.open:
+            self._send.send_nowait(action)
+
+    def _forget(self) -> None:
+        if self.open:
+            self.open = False
+            self._kadoa._gone(self)
+
+    async def serve(self) -> None:
+        """Serve the connection until it ends. Nothing that a client does raises."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    await self._handshake(nursery)
+                    self._scope.cancel(reason="it has ended")
+        finally:
+            self._forget()
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    async def _handshake(self, nursery: trio.Nursery) -> None:
+        kadoa, faults = self._kadoa, self._kadoa.faults
+        guarded = _Guarded(nursery, self._scope)
+        request = await trio_websocket.wrap_server_stream(
+            cast("trio.Nursery", guarded), cast("trio.SocketStream", self._stream), 1, 64 * 1024 * 1024, 64 * 1024
+        )
+        kadoa.handshakes += 1
+        if kadoa._spend("handshake_failures", faults.handshake_hang or faults.handshake_status is not None):
+            if faults.handshake_hang:
+                await trio.sleep_forever()
+            assert faults.handshake_status is not None
+            headers = [(name.encode(), value.encode()) for name, value in faults.handshake_headers.items()]
+            await request.reject(faults.handshake_status, extra_headers=headers, body=b'{"error":"simulated"}')
+            return
+        if not kadoa._token_is_good(request.path):
+            await request.reject(401, body=b'{"error":"invalid access token"}')
+            return
+        ws = await request.accept()
+        nursery.start_soon(self._write, ws)
+        nursery.start_soon(self._beat)
+        try:
+            while True:
+                self._take(await ws.get_message())
+        except trio_websocket.ConnectionClosed as exc:
+            if exc.reason is not None:
+                self.client_close_code = exc.reason.code
+
+    def _take(self, message: str | bytes) -> None:
+        try:
+            frame = json.loads(message)
+        except ValueError:
+            frame = message
+        self.received.append(frame)
+        if isinstance(frame, Mapping) and frame.get("action") == "subscribe":
+            if frame.get("channel") != self._kadoa.team_id:
+                self.close(1008, "unknown channel")
+            else:
+                self._subscribe(frame.get("lastCursor"))
+
+    def _subscribe(self, cursor: str | None) -> None:
+        kadoa, faults = self._kadoa, self._kadoa.faults
+        self.last_cursor = cursor
+        kadoa._subscribed_one(self)
+        if faults.accept_then_reset:
+            self.reset()
+        elif faults.accept_then_close is not None:
+            self.close(faults.accept_then_close, "simulated")
+        elif cursor is not None and faults.refuse_cursors:
+            self.close(1008, "unknown cursor")
+        else:
+            self.subscribed = True
+            if cursor is not None and not faults.ignore_cursors:
+                replay = list(kadoa.stream.after(cursor, extra=faults.replay_extra))
+                if faults.replay_late is None:
+                    self._replay(replay)
+                else:
+                    kadoa._start(self._replay_later, faults.replay_late, replay)
+
+    async def _replay_later(self, seconds: float, replay: list[PublishedEvent]) -> None:
+        await trio.sleep(seconds)
+        self._replay(replay)
+
+    def _replay(self, replay: list[PublishedEvent]) -> None:
+        if self.open:
+            for event in replay:
+                self.deliver(event)
+
+    async def _write(self, ws: trio_websocket.WebSocketConnection) -> None:
+        try:
+            async for action in self._receive:
+                await action(ws)
+        except (trio_websocket.ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(self._kadoa.heartbeat_interval)
+            if not self._kadoa.faults.no_heartbeats:
+                self.send_heartbeat()
+
+
+class _Guarded:
+    """Stands in for the nursery of trio-websocket's reader, whose failures are the client's doing."""
+
+    def __init__(self, nursery: trio.Nursery, scope: trio.CancelScope) -> None:
+        self._nursery = nursery
+        self._scope = scope
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object, name: object = None) -> None:
+        self._nursery.start_soon(self._run, async_fn, args)
+
+    async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+        try:
+            await async_fn(*args)
+        except Exception:  # noqa: S110  # a client may break a connection in any way it likes
+            pass
+        finally:
+            # A client that is gone before it has asked for anything would be waited for.
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + _CLOSE_TIMEOUT)

@@ -1,0 +1,162 @@
+"""The simulated team's stream of events, and what is wrong with the server. No I/O."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import attrs
+
+Spelling = Literal["documented", "sdk", "webhook"]
+"""How a frame is spelt: as on Kadoa's page, as its SDKs type it, or as webhooks do."""
+
+_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+# Several events share the first number, so that a client that compares cursors as text goes wrong at the tenth.
+_EVENTS_PER_TICK = 12
+
+
+@attrs.frozen
+class PublishedEvent:
+    """An event of the simulated stream."""
+
+    number: int
+    """Its place in the stream, from 0."""
+    id: str | None
+    type: str
+    cursor: str | None
+    frame: str = attrs.field(repr=False)
+    """What is sent for it."""
+
+
+@attrs.define
+class Faults:
+    """What is wrong with the server; everything can be changed at any time. A new object means: nothing."""
+
+    token_status: int | None = None
+    """Answer token requests with this status."""
+    token_headers: dict[str, str] = attrs.field(factory=dict)
+    token_body: bytes | None = None
+    """Answer token requests with this body."""
+    token_failures: int | None = None
+    """So many more token requests meet `token_status`, `token_body` or `token_hang`; None: all."""
+    token_hang: bool = False
+    """Never answer token requests."""
+    handshake_status: int | None = None
+    """Refuse WebSocket handshakes with this status."""
+    handshake_headers: dict[str, str] = attrs.field(factory=dict)
+    handshake_failures: int | None = None
+    """So many more handshakes meet `handshake_status` or `handshake_hang`; None: all."""
+    handshake_hang: bool = False
+    """Never answer handshakes."""
+    refuse_connections: bool = False
+    """Refuse TCP connections (on loopback: reset them at once)."""
+    accept_then_close: int | None = None
+    """Close each connection with this code as soon as it has subscribed."""
+    accept_then_reset: bool = False
+    """Reset each connection as soon as it has subscribed."""
+    refuse_cursors: bool = False
+    """Close with 1008 whoever subscribes with a cursor."""
+    ignore_cursors: bool = False
+    """Take a cursor and replay nothing."""
+    replay_late: float | None = None
+    """Send a replay so many seconds late, in which live events overtake it."""
+    replay_extra: int = 0
+    """Begin a replay so many events earlier than asked."""
+    without_cursors: bool = False
+    """Publish events without a cursor."""
+    no_heartbeats: bool = False
+
+
+@attrs.define(eq=False)
+class Stream:
+    """What was published, and what of it a replay brings."""
+
+    events: list[PublishedEvent] = attrs.field(factory=list)
+    forgotten: int = 0
+    """So many of the oldest events are kept no more."""
+
+    def publish(
+        self,
+        event_type: str,
+        message: Any,
+        *,
+        id: str | None,
+        with_id: bool,
+        with_cursor: bool,
+        timestamp: datetime | None,
+        spelling: Spelling,
+    ) -> PublishedEvent:
+        number = len(self.events)
+        cursor = f"{1742 + number // _EVENTS_PER_TICK}-{number % _EVENTS_PER_TICK}" if with_cursor else None
+        when = timestamp or _EPOCH + timedelta(seconds=number)
+        event_id = (id or str(uuid.UUID(int=number + 1))) if with_id else None
+        frame: dict[str, Any] = {"type" if spelling == "sdk" else "eventType": event_type}
+        if event_id is not None:
+            frame["id"] = event_id
+        if spelling == "sdk":
+            frame["timestamp"] = int(when.timestamp() * 1000)
+        else:
+            frame["timestamp"] = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        if cursor is not None:
+            frame["_cursor"] = cursor
+        frame["data" if spelling == "webhook" else "message"] = message
+        event = PublishedEvent(number, event_id, event_type, cursor, json.dumps(frame))
+        self.events.append(event)
+        return event
+
+    def after(self, cursor: str, *, extra: int = 0) -> Iterator[PublishedEvent]:
+        """Give what is kept after *cursor*, and *extra* events before that."""
+        asked = _parse(cursor)
+        if asked is None:
+            return
+        first = len(self.events)
+        for event in reversed(self.events):
+            place = None if event.cursor is None else _parse(event.cursor)
+            if place is not None and place <= asked:
+                break
+            first = event.number
+        yield from self.events[max(first - extra, self.forgotten) :]
+
+    def forget(self) -> None:
+        self.forgotten = len(self.events)
+
+
+def _parse(cursor: str) -> tuple[int, int] | None:
+    first, dash, second = cursor.partition("-")
+    if dash and first.isdecimal() and second.isdecimal():
+        return int(first), int(second)
+    return None
+
+
+def message_for(event_type: str, workflow_id: str | None, number: int) -> Mapping[str, Any]:
+    """Make a documented payload for an event type."""
+    workflow = workflow_id or "wf_123"
+    match event_type:
+        case "workflow_finished":
+            return {"id": f"job-{number}", "workflowId": workflow}
+        case "workflow_failed":
+            return {
+                "workflowId": workflow,
+                "workflowName": "Prices",
+                "source": "monitored-page.example",
+                "reason": "The page has changed",
+                "action": "Review the workflow",
+            }
+        case "workflow_recovered":
+            return {"workflowId": workflow, "workflowName": "Prices", "source": "monitored-page.example"}
+        case "workflow_data_change":
+            return {
+                "id": f"change-{number}",
+                "workflowId": workflow,
+                "data": [{"id": "record-1", "price": 29.99}],
+                "differences": [
+                    {"type": "changed", "fields": [{"key": "price", "value": 29.99, "previousValue": 24.99}]}
+                ],
+                "url": "https://monitored-page.example",
+                "createdAt": "2026-01-01T00:00:00Z",
+            }
+        case _:
+            return {"workflowId": workflow}

@@ -1,0 +1,318 @@
+"""The simulated Kadoa: token endpoint, WebSocket, acknowledgements; in memory or on loopback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import h11
+import httpx
+import trio
+
+from .._settings import Endpoints
+from ._connection import SimulatedConnection
+from ._model import Faults, PublishedEvent, Spelling, Stream, message_for
+from ._streams import FaultyStream, stream_pair
+
+_MAX_BODY = 1024 * 1024
+_MAX_TOKENS = 1_000
+
+
+class SimulatedKadoa:
+    """A server that speaks Kadoa's documented protocol. Made by `open_simulated_kadoa`.
+
+    Publishing and faults are plain calls: they take effect at once and never
+    wait for a client.
+    """
+
+    def __init__(self, nursery: trio.Nursery, heartbeat_interval: float) -> None:
+        self._nursery = nursery
+        self._tokens: dict[str, None] = {}
+        self._subscriptions = trio.Condition()
+        self._changed = trio.Event()
+        self.heartbeat_interval = heartbeat_interval
+        """Seconds between heartbeats."""
+        self.api_key = "simulated-" + secrets.token_hex(16)
+        """The only key that it takes."""
+        self.team_id = "team-1"
+        self.faults = Faults()
+        """What is wrong at present."""
+        self.stream = Stream()
+        self.connections: list[SimulatedConnection] = []
+        """The open connections, oldest first."""
+        self.subscribed: list[SimulatedConnection] = []
+        """Every connection that ever subscribed, in order."""
+        self.acknowledged: list[str] = []
+        """Event ids that were acknowledged."""
+        self.token_requests = 0
+        self.handshakes = 0
+        self.attempt_times: list[float] = []
+        """When each token was asked for, on Trio's clock."""
+        self.max_open_connections = 0
+        self.endpoints = Endpoints()
+        """Where it is: give it to the client."""
+
+    def __repr__(self) -> str:
+        return f"<SimulatedKadoa, {len(self.connections)} connections, {len(self.stream.events)} events>"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables that point any Kadoa client here."""
+        return {
+            "KADOA_API_KEY": self.api_key,
+            "KADOA_PUBLIC_API_URI": self.endpoints.public_api,
+            "KADOA_WSS_API_URI": self.endpoints.websocket,
+            "KADOA_REALTIME_API_URI": self.endpoints.realtime_api,
+        }
+
+    @property
+    def published(self) -> list[PublishedEvent]:
+        """Everything that was published."""
+        return self.stream.events
+
+    @property
+    def newest(self) -> SimulatedConnection:
+        """The newest open connection that has subscribed."""
+        return next(one for one in reversed(self.connections) if one.subscribed)
+
+    # ---- what tests do -----------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        event_type: str = "workflow_finished",
+        message: Any = None,
+        *,
+        id: str | None = None,
+        with_id: bool = True,
+        workflow_id: str | None = None,
+        timestamp: datetime | None = None,
+        spelling: Spelling = "documented",
+    ) -> PublishedEvent:
+        """Publish an event to every connection that has subscribed; without a *message*, a documented one."""
+        if message is None:
+            message = message_for(event_type, workflow_id, len(self.stream.events))
+        event = self.stream.publish(
+            event_type,
+            message,
+            id=id,
+            with_id=with_id,
+            with_cursor=not self.faults.without_cursors,
+            timestamp=timestamp,
+            spelling=spelling,
+        )
+        for connection in self.connections:
+            connection.live(event)
+        return event
+
+    def publish_many(self, count: int, event_type: str = "workflow_finished") -> list[PublishedEvent]:
+        """Publish *count* events."""
+        return [self.publish(event_type) for _ in range(count)]
+
+    def forget(self) -> None:
+        """Keep nothing of what was published so far: no replay brings it."""
+        self.stream.forget()
+
+    def heal(self) -> None:
+        """Mend everything: no faults from now on."""
+        self.faults = Faults()
+
+    @contextmanager
+    def suffering(self, **faults: Any) -> Iterator[None]:
+        """Have faults for the length of a block, such as ``suffering(token_status=503)``."""
+        self.faults = Faults(**faults)
+        try:
+            yield
+        finally:
+            self.heal()
+
+    async def wait_subscribed(self, count: int) -> SimulatedConnection:
+        """Wait until *count* connections have subscribed since the beginning, and return that one."""
+        await trio.lowlevel.checkpoint()
+        while len(self.subscribed) < count:
+            await self._changed.wait()
+        return self.subscribed[count - 1]
+
+    # ---- what the server does ----------------------------------------------------------------------------------
+
+    def _start(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        self._nursery.start_soon(async_fn, *args)
+
+    def _subscribed_one(self, connection: SimulatedConnection) -> None:
+        self.subscribed.append(connection)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _gone(self, connection: SimulatedConnection) -> None:
+        self.connections.remove(connection)
+
+    def _spend(self, counter: str, faulty: bool) -> bool:
+        """Tell whether this request meets a fault, of which there may be a limited number."""
+        if not faulty:
+            return False
+        left: int | None = getattr(self.faults, counter)
+        if left is None:
+            return True
+        setattr(self.faults, counter, max(left - 1, 0))
+        return left > 0
+
+    def _token_is_good(self, path: str) -> bool:
+        asked = parse_qs(urlsplit(path).query).get("access_token", [])
+        return len(asked) == 1 and asked[0] in self._tokens
+
+    async def _serve_websocket(self, stream: FaultyStream) -> None:
+        connection = SimulatedConnection(self, self.handshakes + 1, stream)
+        self.connections.append(connection)
+        self.max_open_connections = max(self.max_open_connections, len(self.connections))
+        await connection.serve()
+
+    async def _answer(self, method: str, path: str, key: str | None, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        faults = self.faults
+        if (method, path) == ("POST", "/v4/oauth2/token"):
+            self.token_requests += 1
+            self.attempt_times.append(trio.current_time())
+            faulty = faults.token_hang or faults.token_status is not None or faults.token_body is not None
+            if self._spend("token_failures", faulty):
+                if faults.token_hang:
+                    await trio.sleep_forever()
+                content = b'{"error":"simulated"}' if faults.token_body is None else faults.token_body
+                return faults.token_status or 200, faults.token_headers, content
+            if key != self.api_key:
+                return 401, {}, b'{"error":"invalid API key"}'
+            token = secrets.token_urlsafe(24)
+            self._tokens[token] = None
+            if len(self._tokens) > _MAX_TOKENS:
+                del self._tokens[next(iter(self._tokens))]
+            return 200, {}, json.dumps({"access_token": token, "team_id": self.team_id}).encode()
+        if (method, path) == ("POST", "/api/v1/events/ack"):
+            try:
+                self.acknowledged.append(json.loads(body)["id"])
+            except (ValueError, KeyError, TypeError):
+                return 400, {}, b'{"error":"no id"}'
+            return 200, {}, b"{}"
+        return 404, {}, b'{"error":"not found"}'
+
+    # ---- on loopback -------------------------------------------------------------------------------------------
+
+    async def _serve_tcp(self, stream: trio.SocketStream) -> None:
+        faulty = FaultyStream(stream)
+        if self.faults.refuse_connections:
+            faulty.reset()
+            return
+        try:
+            head = await stream.receive_some(4096)
+            served = FaultyStream(stream, prefix=bytes(head))
+            if head.startswith(b"GET "):
+                await self._serve_websocket(served)
+            elif head:
+                await self._serve_http(served)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
+            pass  # the client has gone
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+
+    async def _serve_http(self, stream: FaultyStream) -> None:
+        http = h11.Connection(h11.SERVER)
+        while True:
+            request: h11.Request | None = None
+            body = b""
+            while True:
+                event = http.next_event()
+                if event is h11.NEED_DATA:
+                    http.receive_data(await stream.receive_some(65536))
+                elif isinstance(event, h11.Request):
+                    request = event
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                    if len(body) > _MAX_BODY:
+                        return
+                elif isinstance(event, h11.EndOfMessage):
+                    break
+                else:
+                    return
+            assert request is not None
+            key = next((value.decode("latin-1") for name, value in request.headers if name == b"x-api-key"), None)
+            path = urlsplit(request.target.decode("ascii")).path
+            status, headers, answer = await self._answer(request.method.decode("ascii"), path, key, body)
+            fields = {"Content-Type": "application/json", "Content-Length": str(len(answer)), **headers}
+            response = h11.Response(status_code=status, headers=list(fields.items()), reason=b"Simulated")
+            data = b""
+            for part in (response, h11.Data(data=answer), h11.EndOfMessage()):
+                data += http.send(part) or b""
+            await stream.send_all(data)
+            if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+                return
+            http.start_next_cycle()
+
+
+class _MemoryNetwork(httpx.AsyncBaseTransport):
+    """The way to a simulated Kadoa in memory: no sockets, so that virtual time works."""
+
+    def __init__(self, kadoa: SimulatedKadoa) -> None:
+        self._kadoa = kadoa
+
+    @property
+    def http_transport(self) -> object:
+        return self
+
+    async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        await trio.lowlevel.checkpoint()
+        if self._kadoa.faults.refuse_connections:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        client, server = stream_pair()
+        self._kadoa._start(self._kadoa._serve_websocket, server)
+        return client
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        if self._kadoa.faults.refuse_connections:
+            raise httpx.ConnectError("Connection refused", request=request)
+        body = await request.aread()
+        headers: Mapping[str, str]
+        status, headers, answer = await self._kadoa._answer(
+            request.method, request.url.path, request.headers.get("x-api-key"), body
+        )
+        return httpx.Response(status, headers=headers, content=answer, request=request)
+
+
+@asynccontextmanager
+async def open_simulated_kadoa(
+    *, loopback: bool = False, heartbeat_interval: float = 15.0
+) -> AsyncIterator[SimulatedKadoa]:
+    """Run a simulated Kadoa for the length of a block.
+
+    Args:
+        loopback: listen on a port of 127.0.0.1 that the system chooses, for
+            any client, instead of being reachable in memory only. In memory
+            everything runs on Trio's clock: with a `trio.testing.MockClock`
+            a day passes in a moment.
+        heartbeat_interval: seconds between heartbeats. Default 15, as Kadoa.
+    """
+    async with trio.open_nursery() as nursery:
+        kadoa = SimulatedKadoa(nursery, heartbeat_interval)
+        if loopback:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, kadoa._serve_tcp, listeners)
+            port = listeners[0].socket.getsockname()[1]
+            kadoa.endpoints = Endpoints(
+                public_api=f"http://127.0.0.1:{port}",
+                websocket=f"ws://127.0.0.1:{port}",
+                realtime_api=f"http://127.0.0.1:{port}",
+            )
+        else:
+            kadoa.endpoints = Endpoints(
+                public_api="http://localhost:1",
+                websocket="ws://localhost:1",
+                realtime_api="http://localhost:1",
+                network=_MemoryNetwork(kadoa),
+            )
+        try:
+            yield kadoa
+        finally:
+            nursery.cancel_scope.cancel(reason="the simulated Kadoa is left")
