@@ -38,7 +38,7 @@ class SimulatedKadoa:
         self._changed = trio.Event()
         self.heartbeat_interval = heartbeat_interval
         """Seconds between heartbeats."""
-        self.api_key = "simulated-" + secrets.token_hex(16)
+        self.api_key = "key-" + secrets.token_hex(16)
         """The only key that it takes."""
         self.team_id = "team-1"
         self.faults = Faults()

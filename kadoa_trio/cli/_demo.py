@@ -1,0 +1,169 @@
+"""``kadoa-trio demo``: the client through a bad quarter of a minute, on loopback, with an account of it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+
+import attrs
+import trio
+
+from .._backoff import RetryPolicy
+from .._client import Realtime, open_realtime
+from .._notices import AttemptStarted, Lost, Notice, Stable
+from ..testing import PublishedEvent, SimulatedKadoa, open_simulated_kadoa
+
+_RATE = 100
+_PATIENCE = 20.0
+
+
+@attrs.define(eq=False)
+class Account:
+    """What was sent, what arrived, and what is told about it."""
+
+    started: float = attrs.field(factory=trio.current_time)
+    published: list[PublishedEvent] = attrs.field(factory=list)
+    received: list[str] = attrs.field(factory=list)
+    complete: trio.Event = attrs.field(factory=trio.Event)
+    last: str | None = None
+
+    def say(self, who: str, what: str) -> None:
+        seconds = trio.current_time() - self.started
+        print(f"{seconds:6.2f} s  {who:<7}  {what}", flush=True)
+
+
+async def demo(seconds: float) -> int:
+    """Run the demo for about *seconds*; return 0 if every event arrived once and in order, else 1."""
+    # Half-seconds stand for the half-minutes of a real server.
+    async with open_simulated_kadoa(loopback=True, heartbeat_interval=0.25) as kadoa:
+        async with open_realtime(
+            kadoa.api_key,
+            endpoints=kadoa.endpoints,
+            heartbeat_timeout=1.0,
+            stable_after=0.5,
+            token_timeout=1.0,
+            handshake_timeout=1.0,
+            overlap_limit=2.0,
+            retry=RetryPolicy(first=0.1, initial=0.1, maximum=1.0, attempts_per_minute=600),
+        ) as realtime:
+            account = Account()
+            account.say("demo", f"a simulated Kadoa listens on {kadoa.endpoints.websocket}; the client is open")
+            await realtime.wait_live()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tell, account, realtime)
+                nursery.start_soon(_consume, account, realtime)
+                await _trouble(account, kadoa, seconds)
+                account.last = account.published[-1].id
+                if account.received and account.received[-1] == account.last:
+                    account.complete.set()
+                with trio.move_on_after(_PATIENCE):
+                    await account.complete.wait()
+                # Late repetitions would show now.
+                await trio.sleep(0.3)
+                nursery.cancel_scope.cancel(reason="the demo is over")
+            return _verdict(account, kadoa, realtime)
+
+
+async def _consume(account: Account, realtime: Realtime) -> None:
+    async for event in realtime.events:
+        account.received.append(event.id)
+        if event.id == account.last:
+            account.complete.set()
+
+
+async def _tell(account: Account, realtime: Realtime) -> None:
+    async for notice in realtime.notices:
+        if not isinstance(notice, (AttemptStarted, Stable)):
+            account.say("client", _in_words(notice))
+
+
+def _in_words(notice: Notice) -> str:
+    return f"! {notice}" if isinstance(notice, Lost) and not notice.expected else f"  {notice}"
+
+
+async def _publish(account: Account, kadoa: SimulatedKadoa, seconds: float) -> None:
+    """Publish at a steady rate for so long."""
+    until = trio.current_time() + seconds
+    while trio.current_time() < until:
+        account.published.append(kadoa.publish())
+        await trio.sleep(1 / _RATE)
+
+
+async def _trouble(account: Account, kadoa: SimulatedKadoa, seconds: float) -> None:
+    """Publish all the time, and have one thing after the other go wrong."""
+    rng = random.Random()
+    scenes = (_drain, _silence, _reset_under_load, _drain_and_die, _failing_tokens, _replacement_dies)
+    span = seconds / (len(scenes) + 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_publish, account, kadoa, seconds)
+        for scene in scenes:
+            await trio.sleep(span * rng.uniform(0.8, 1.0))
+            await scene(account, kadoa)
+        kadoa.heal()
+
+
+async def _drain(account: Account, kadoa: SimulatedKadoa) -> None:
+    account.say("server", "# redeploys: a drain notice, and 1001 a second later")
+    kadoa.newest.drain(300, close_after=1.0)
+
+
+async def _silence(account: Account, kadoa: SimulatedKadoa) -> None:
+    account.say("server", "# loses its power: the connection stays open, and nothing comes any more")
+    kadoa.newest.go_silent()
+
+
+async def _reset_under_load(account: Account, kadoa: SimulatedKadoa) -> None:
+    account.say("server", "# resets every connection in the middle of the stream")
+    for connection in list(kadoa.connections):
+        connection.reset()
+
+
+async def _drain_and_die(account: Account, kadoa: SimulatedKadoa) -> None:
+    account.say("server", "# sends a drain notice and dies long before the advised five seconds")
+    connection = kadoa.newest
+    connection.drain(5_000)
+    await trio.sleep(0.2)
+    connection.reset()
+
+
+async def _failing_tokens(account: Account, kadoa: SimulatedKadoa) -> None:
+    account.say("server", "# answers three token requests with 503, and closes the connection")
+    kadoa.heal()
+    kadoa.faults.token_status, kadoa.faults.token_failures = 503, 3
+    kadoa.newest.close(1011, "simulated crash")
+
+
+async def _replacement_dies(account: Account, kadoa: SimulatedKadoa) -> None:
+    account.say("server", "# drains, and resets the replacement as soon as it has subscribed")
+    kadoa.heal()
+    kadoa.faults.accept_then_reset = True
+    made = len(kadoa.subscribed)
+    kadoa.newest.drain(100, close_after=1.5)
+    with trio.move_on_after(3):
+        await kadoa.wait_subscribed(made + 1)
+    kadoa.heal()
+
+
+def _verdict(account: Account, kadoa: SimulatedKadoa, realtime: Realtime) -> int:
+    published = [event.id for event in account.published]
+    place = {event_id: number for number, event_id in enumerate(published)}
+    counts = Counter(account.received)
+    lost = sum(event_id not in counts for event_id in published)
+    repeated = sum(count - 1 for count in counts.values())
+    numbers = [place.get(event_id, -1) for event_id in account.received]
+    out_of_order = sum(later < earlier for earlier, later in zip(numbers, numbers[1:], strict=False))
+    statistics = realtime.statistics()
+    perfect = not (lost or repeated or out_of_order or statistics.gap_count)
+    print(
+        f"\npublished     {len(published)}\nreceived      {len(account.received)}\nlost          {lost}\n"
+        f"repeated      {repeated} (the server sent {statistics.repeated} events again; the client dropped them)\n"
+        f"out of order  {out_of_order}\npossible gaps {statistics.gap_count}\n"
+        f"connections   {statistics.opened}, at most {kadoa.max_open_connections} at once, "
+        f"{statistics.attempts} attempts\n"
+        f"\n{'PERFECT: every event once, and in order.' if perfect else 'NOT PERFECT.'}",
+        flush=True,
+    )
+    if not perfect:
+        print("kadoa-trio: the demo found a fault; please report it with the account above", file=sys.stderr)
+    return 0 if perfect else 1
