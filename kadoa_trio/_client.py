@@ -21,7 +21,7 @@ from ._exits import pick
 from ._http import open_http
 from ._ledger import Gap, Ledger, Position
 from ._notices import ConnectionStatus, Notice, Reporter, State
-from ._settings import CLOSE_TIMEOUT, Endpoints, Settings
+from ._settings import Endpoints, Settings
 from ._supervisor import Supervisor
 
 

@@ -54,7 +54,7 @@ class EndReason(enum.Enum):
     """Why a connection is read no more."""
 
     CLOSED = "closed by the server"
-    LOST = "lost"
+    LOST = "broken"
     TOO_LARGE = "a message over max_message_size"
     PROTOCOL = "the server broke the WebSocket protocol"
     SILENT = "no frame within heartbeat_timeout"

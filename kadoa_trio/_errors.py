@@ -29,7 +29,7 @@ from typing import Literal
 Step = Literal["token", "connect", "tls", "handshake", "subscribe"]
 """A step on the way to a subscribed connection."""
 
-_SECRET_PLACEHOLDER = "[secret]"
+_PLACEHOLDER = "[secret]"
 
 
 class KadoaError(Exception):
@@ -192,7 +192,7 @@ def scrub(text: str, *secrets: str) -> str:
     """Return *text* with every one of *secrets* replaced."""
     for secret in secrets:
         if secret:
-            text = text.replace(secret, _SECRET_PLACEHOLDER)
+            text = text.replace(secret, _PLACEHOLDER)
     return text
 
 

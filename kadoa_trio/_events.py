@@ -379,13 +379,17 @@ def _is_generic(kind: Any, origin: object) -> bool:
     return get_origin(kind) == origin
 
 
+def _is_attrs(kind: Any) -> bool:
+    return attrs.has(kind) is True
+
+
 def _make_converter() -> cattrs.Converter:
     # Our own: hooks that a program registers on cattrs' global converter must not reach events.
     converter = cattrs.Converter(detailed_validation=True)
     converter.register_structure_hook(str, _structure_str)
     converter.register_structure_hook(datetime, _structure_time)
     converter.register_structure_hook_func(lambda kind: _is_generic(kind, Mapping), _structure_mapping)
-    converter.register_structure_hook_factory(lambda kind: bool(attrs.has(kind)), _object_hook)
+    converter.register_structure_hook_factory(_is_attrs, _object_hook)
     converter.register_structure_hook_factory(lambda kind: _is_generic(kind, tuple), _array_hook)
     return converter
 

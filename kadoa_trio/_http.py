@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import re
 import socket
 import ssl
@@ -29,7 +30,7 @@ from urllib.parse import urlsplit
 import attrs
 
 # ASYNC127 names httpx2 as the maintained fork; httpx is what projects have installed, and only this module imports it.
-import httpx  # noqa: ASYNC127
+import httpx
 import trio
 
 from ._errors import (
@@ -194,7 +195,7 @@ async def open_http(
             transport=cast("httpx.AsyncBaseTransport | None", transport),
             verify=context,
             follow_redirects=False,
-            timeout=None,
+            timeout=None,  # noqa: S113  # our own, around the whole request
         )
     if client is None:
         # Without the original's text: it shows the proxy's URL, which may hold a password.
@@ -300,7 +301,7 @@ def censor(text: str, *secrets: str) -> str:
                 kept.append(text[start])
                 start += 1
         text = "".join(kept)
-    return text
+    return re.sub(r"(\[secret\])+", "[secret]", text)
 
 
 def copy_of(exc: BaseException, *secrets: str) -> ForeignError:
@@ -318,8 +319,8 @@ def describe(exc: BaseException, *secrets: str) -> str:
             words.append(f"TLS failed: {(inner.reason or inner.strerror or 'unknown').replace('_', ' ').lower()}")
         elif isinstance(inner, socket.gaierror):
             words.append(f"the name does not resolve: {inner.strerror}")
-        elif isinstance(inner, OSError) and inner.strerror:
-            words.append(inner.strerror)
+        elif isinstance(inner, OSError) and inner.errno:
+            words.append(os.strerror(inner.errno))
         else:
             words.append(re.sub(r"\s+", " ", str(inner)) or type(inner).__name__)
     return presentable("; ".join(dict.fromkeys(words)), 300, *secrets)

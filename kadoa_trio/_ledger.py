@@ -209,9 +209,7 @@ class Ledger:
     def _remember(self, event_id: str) -> None:
         assert self._line is not None
         self._seq += 1
-        self._ids[event_id] = Entry(
-            self._seq, event_id, self._cursor, False, 0, self._line, settled=True, passed=True
-        )
+        self._ids[event_id] = Entry(self._seq, event_id, self._cursor, False, 0, self._line, settled=True, passed=True)
         self._recent.append(event_id)
 
     # ---- connections -------------------------------------------------------------------------------------------
@@ -221,7 +219,9 @@ class Ledger:
         """Where the next connection subscribes from."""
         return self._cursor
 
-    def open(self, generation: int, opened_at: datetime, *, promised: bool = True, with_cursor: bool = True) -> str | None:
+    def open(
+        self, generation: int, opened_at: datetime, *, promised: bool = True, with_cursor: bool = True
+    ) -> str | None:
         """Register a connection, and return the cursor that it must subscribe with.
 
         Args:
@@ -264,10 +264,10 @@ class Ledger:
         source = self._sources.pop(generation, None)
         if source is None:
             return []
-        if source is self._leader or (self._leader is None and source.line.root() is self._whole()):
-            # One that joined the last leader carries its stretch on, up to here.
-            if self._last_life is None or last_life > self._last_life:
-                self._last_life = last_life
+        # One that joined the last leader carries its stretch on, up to here.
+        whole = source is self._leader or (self._leader is None and source.line.root() is self._whole())
+        if whole and (self._last_life is None or last_life > self._last_life):
+            self._last_life = last_life
         if source is not self._leader:
             return []
         self._leader = None

@@ -12,6 +12,7 @@ import enum
 import logging
 from collections.abc import Callable
 from datetime import datetime
+
 import attrs
 import trio
 
@@ -389,7 +390,8 @@ class Status:
 
     def _without(self, generation: int) -> Status:
         return attrs.evolve(
-            self, connections=tuple(connection for connection in self.connections if connection.generation != generation)
+            self,
+            connections=tuple(connection for connection in self.connections if connection.generation != generation),
         )
 
 

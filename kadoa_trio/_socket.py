@@ -71,6 +71,9 @@ _MAX_HEAD: Final = 32 * 1024
 _MAX_REASON: Final = 123
 _ABNORMAL: Final = 1006
 _TOO_LARGE: Final = 1009
+# The codes of wsproto's own for a frame that breaks the protocol.
+_MADE_UP: Final = frozenset({1002, 1007})
+_ANSWER_GRACE: Final = 0.1
 # A client's close frame: the last fragment of opcode 8.
 _CLOSE_FRAME: Final = 0x88
 
@@ -209,6 +212,10 @@ class Socket:
         if self._connection.closed is None:
             # The reader is failing, and is a step away from having said why.
             await self._reader.ended.wait()
+        if self._connection.closed is not None and self._connection.closed.code in _MADE_UP:
+            # An invalid frame, or a real close frame that the reader is a step away from answering.
+            with trio.move_on_after(_ANSWER_GRACE):
+                await self._reader.ended.wait()
         raise SocketEnded(self._end(answered=self._stream.close_sent))
 
     async def aclose(self) -> None:
@@ -232,7 +239,8 @@ class Socket:
             if closed.code == _TOO_LARGE and closed.reason == self._too_large:
                 return SocketEnd(EndKind.TOO_LARGE, closed.code, reason)
             # For an invalid frame the library makes up a close event, and unlike a real one does not answer it.
-            return SocketEnd(EndKind.CLOSED if answered else EndKind.PROTOCOL, closed.code, reason)
+            real = answered or closed.code not in _MADE_UP
+            return SocketEnd(EndKind.CLOSED if real else EndKind.PROTOCOL, closed.code, reason)
         if closed is None and fault is not None:
             reason = describe(fault, *secrets)[:_MAX_REASON]
             foreign = isinstance(fault, OSError | trio.BrokenResourceError | trio.ClosedResourceError)
@@ -297,7 +305,7 @@ async def _establish(
     if fault is not None:
         raise AttemptError(step, describe(fault, *reader.secrets)) from copy_of(fault, *reader.secrets)
     if connection is None or watched is None:
-        if watched is not None and (watched.head or reader.ended.is_set()):
+        if watched is not None and (reader.ended.is_set() or _parse_head(bytes(watched.head)) is not None):
             raise _handshake_failure(watched, reader, wall_clock)
         raise AttemptError(step, f"no answer within {timeout:g} s")
     watched.opened()
@@ -343,7 +351,7 @@ def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Call
         retry_after = parse_retry_after(headers.get("Retry-After"), wall_clock())
         kind = ProtocolError if status < 300 else AttemptError
         return kind("handshake", reason, status=status, retry_after=retry_after)
-    if answer is None and not stream.closed:
+    if answer is None and (not stream.head or stream.head.startswith(b"HTTP/")):
         if stream.broken is not None:
             cause = copy_of(stream.broken, *reader.secrets)
             failure = AttemptError("handshake", describe(stream.broken, *reader.secrets))

@@ -244,7 +244,7 @@ class Supervisor:
 
     def _succeeded(self, connection: Connection) -> None:
         for older in self._open:
-            if older is not connection and older.superseded_by is None:
+            if older is not connection:
                 older.superseded_by = connection.generation
         self._newest = connection
         self._review_retirement()

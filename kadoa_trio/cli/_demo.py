@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from collections import Counter
@@ -36,8 +37,9 @@ class Account:
 async def demo(seconds: float) -> int:
     """Run the demo for about *seconds*; return 0 if every event arrived once and in order, else 1."""
     # Half-seconds stand for the half-minutes of a real server.
-    async with open_simulated_kadoa(loopback=True, heartbeat_interval=0.25) as kadoa:
-        async with open_realtime(
+    async with (
+        open_simulated_kadoa(loopback=True, heartbeat_interval=0.25) as kadoa,
+        open_realtime(
             kadoa.api_key,
             endpoints=kadoa.endpoints,
             heartbeat_timeout=1.0,
@@ -46,23 +48,24 @@ async def demo(seconds: float) -> int:
             handshake_timeout=1.0,
             overlap_limit=2.0,
             retry=RetryPolicy(first=0.1, initial=0.1, maximum=1.0, attempts_per_minute=600),
-        ) as realtime:
-            account = Account()
-            account.say("demo", f"a simulated Kadoa listens on {kadoa.endpoints.websocket}; the client is open")
-            await realtime.wait_live()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_tell, account, realtime)
-                nursery.start_soon(_consume, account, realtime)
-                await _trouble(account, kadoa, seconds)
-                account.last = account.published[-1].id
-                if account.received and account.received[-1] == account.last:
-                    account.complete.set()
-                with trio.move_on_after(_PATIENCE):
-                    await account.complete.wait()
-                # Late repetitions would show now.
-                await trio.sleep(0.3)
-                nursery.cancel_scope.cancel(reason="the demo is over")
-            return _verdict(account, kadoa, realtime)
+        ) as realtime,
+    ):
+        account = Account()
+        account.say("demo", f"a simulated Kadoa listens on {kadoa.endpoints.websocket}; the client is open")
+        await realtime.wait_live()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell, account, realtime)
+            nursery.start_soon(_consume, account, realtime)
+            await _trouble(account, kadoa, seconds)
+            account.last = account.published[-1].id
+            if account.received and account.received[-1] == account.last:
+                account.complete.set()
+            with trio.move_on_after(_PATIENCE):
+                await account.complete.wait()
+            # Late repetitions would show now.
+            await trio.sleep(0.3)
+            nursery.cancel_scope.cancel(reason="the demo is over")
+        return _verdict(account, kadoa, realtime)
 
 
 async def _consume(account: Account, realtime: Realtime) -> None:
@@ -152,7 +155,7 @@ def _verdict(account: Account, kadoa: SimulatedKadoa, realtime: Realtime) -> int
     lost = sum(event_id not in counts for event_id in published)
     repeated = sum(count - 1 for count in counts.values())
     numbers = [place.get(event_id, -1) for event_id in account.received]
-    out_of_order = sum(later < earlier for earlier, later in zip(numbers, numbers[1:], strict=False))
+    out_of_order = sum(later < earlier for earlier, later in itertools.pairwise(numbers))
     statistics = realtime.statistics()
     perfect = not (lost or repeated or out_of_order or statistics.gap_count)
     print(

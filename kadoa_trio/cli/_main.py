@@ -21,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.verbose:
         logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if arguments.verbose > 1 else logging.INFO)
+    else:
+        # The commands tell what the log would say.
+        logging.getLogger("kadoa_trio").addHandler(logging.NullHandler())
     try:
         if arguments.command == "demo":
             return trio.run(demo, arguments.seconds)

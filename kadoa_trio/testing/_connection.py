@@ -268,7 +268,7 @@ class _Guarded:
     async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
         try:
             await async_fn(*args)
-        except Exception:  # noqa: S110  # a client may break a connection in any way it likes
+        except Exception:  # a client may break a connection in any way it likes
             pass
         finally:
             # A client that is gone before it has asked for anything would be waited for.

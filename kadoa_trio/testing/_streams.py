@@ -74,7 +74,7 @@ class FaultyStream(trio.abc.HalfCloseableStream):
 class BreakableStream(trio.abc.HalfCloseableStream):
     """The client's end of a connection in memory: `FaultyStream.reset` on the other end breaks it."""
 
-    def __init__(self, inner: trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]) -> None:
+    def __init__(self, inner: trio.abc.HalfCloseableStream) -> None:
         self._inner = inner
         self._broken = False
         self._receiving: trio.CancelScope | None = None
