@@ -380,7 +380,7 @@ def _is_generic(kind: Any, origin: object) -> bool:
 
 
 def _is_attrs(kind: Any) -> bool:
-    return attrs.has(kind) is True
+    return isinstance(kind, type) and bool(attrs.has(kind))
 
 
 def _make_converter() -> cattrs.Converter:

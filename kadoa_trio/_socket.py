@@ -69,6 +69,7 @@ _Args = TypeVarTuple("_Args")
 _RECEIVE_BUFFER: Final = 256 * 1024
 _MAX_HEAD: Final = 32 * 1024
 _MAX_REASON: Final = 123
+_HTTP: Final = b"HTTP/"
 _ABNORMAL: Final = 1006
 _TOO_LARGE: Final = 1009
 # The codes of wsproto's own for a frame that breaks the protocol.
@@ -234,6 +235,9 @@ class Socket:
     def _end(self, *, answered: bool) -> SocketEnd:
         closed, fault = self._connection.closed, self._reader.fault
         secrets = self._reader.secrets
+        if self._stream.close_code == _TOO_LARGE and (closed is None or closed.code != _TOO_LARGE):
+            # The server's own close frame has crossed ours: the message is lost in any case.
+            return SocketEnd(EndKind.TOO_LARGE, _TOO_LARGE, self._too_large)
         if closed is not None and closed.code != _ABNORMAL:
             reason = presentable(closed.reason or "", _MAX_REASON, *secrets)
             if closed.code == _TOO_LARGE and closed.reason == self._too_large:
@@ -305,7 +309,7 @@ async def _establish(
     if fault is not None:
         raise AttemptError(step, describe(fault, *reader.secrets)) from copy_of(fault, *reader.secrets)
     if connection is None or watched is None:
-        if watched is not None and (reader.ended.is_set() or _parse_head(bytes(watched.head)) is not None):
+        if watched is not None and (reader.ended.is_set() or watched.has_answered):
             raise _handshake_failure(watched, reader, wall_clock)
         raise AttemptError(step, f"no answer within {timeout:g} s")
     watched.opened()
@@ -351,7 +355,7 @@ def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Call
         retry_after = parse_retry_after(headers.get("Retry-After"), wall_clock())
         kind = ProtocolError if status < 300 else AttemptError
         return kind("handshake", reason, status=status, retry_after=retry_after)
-    if answer is None and (not stream.head or stream.head.startswith(b"HTTP/")):
+    if answer is None and (not stream.head or stream.head.startswith(_HTTP)):
         if stream.broken is not None:
             cause = copy_of(stream.broken, *reader.secrets)
             failure = AttemptError("handshake", describe(stream.broken, *reader.secrets))
@@ -418,9 +422,16 @@ class _WatchedStream(trio.abc.Stream):
     """What was received before the socket was open: the answer to the upgrade, or whatever it was."""
     close_sent: bool = False
     """A close frame was sent, or tried to be."""
+    close_code: int | None = None
+    """The code in it."""
     broken: trio.BrokenResourceError | None = None
     closed: bool = False
     """Closed on our side."""
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether what was received is a whole head, or none at all."""
+        return not self.head.startswith(_HTTP[: len(self.head)]) or _parse_head(bytes(self.head)) is not None
 
     def opened(self) -> None:
         self._is_open = True
@@ -430,6 +441,9 @@ class _WatchedStream(trio.abc.Stream):
         # The library sends one frame at a time.
         if self._is_open and data and data[0] == _CLOSE_FRAME:
             self.close_sent = True
+            if len(data) >= 8:
+                # Two bytes of header and four of mask, then the code.
+                self.close_code = (data[6] ^ data[2]) << 8 | data[7] ^ data[3]
         try:
             await self._inner.send_all(data)
         except trio.BrokenResourceError as exc:
