@@ -439,7 +439,7 @@ class _WatchedStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         # The library sends one frame at a time.
-        if self._is_open and data and data[0] == _CLOSE_FRAME:
+        if data and data[0] == _CLOSE_FRAME:
             self.close_sent = True
             if len(data) >= 8:
                 # Two bytes of header and four of mask, then the code.

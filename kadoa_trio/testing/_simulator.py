@@ -15,6 +15,7 @@ import h11
 import httpx
 import trio
 
+from .._exits import pick
 from .._settings import Endpoints
 from ._connection import SimulatedConnection
 from ._model import Faults, PublishedEvent, Spelling, Stream, message_for
@@ -197,6 +198,20 @@ class SimulatedKadoa:
             return 200, {}, b"{}"
         return 404, {}, b'{"error":"not found"}'
 
+    async def _listen(self, *, loopback: bool) -> None:
+        if not loopback:
+            address, network = "localhost:1", _MemoryNetwork(self)
+        else:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            self._start(trio.serve_listeners, self._serve_tcp, listeners)
+            address, network = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", None
+        self.endpoints = Endpoints(
+            public_api=f"http://{address}",
+            websocket=f"ws://{address}",
+            realtime_api=f"http://{address}",
+            network=network,
+        )
+
     # ---- on loopback -------------------------------------------------------------------------------------------
 
     async def _serve_tcp(self, stream: trio.SocketStream) -> None:
@@ -294,25 +309,20 @@ async def open_simulated_kadoa(
             a day passes in a moment.
         heartbeat_interval: seconds between heartbeats. Default 15, as Kadoa.
     """
-    async with trio.open_nursery() as nursery:
-        kadoa = SimulatedKadoa(nursery, heartbeat_interval)
-        if loopback:
-            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            nursery.start_soon(trio.serve_listeners, kadoa._serve_tcp, listeners)
-            port = listeners[0].socket.getsockname()[1]
-            kadoa.endpoints = Endpoints(
-                public_api=f"http://127.0.0.1:{port}",
-                websocket=f"ws://127.0.0.1:{port}",
-                realtime_api=f"http://127.0.0.1:{port}",
-            )
-        else:
-            kadoa.endpoints = Endpoints(
-                public_api="http://localhost:1",
-                websocket="ws://localhost:1",
-                realtime_api="http://localhost:1",
-                network=_MemoryNetwork(kadoa),
-            )
-        try:
-            yield kadoa
-        finally:
+    error: BaseException | None = None
+    try:
+        async with trio.open_nursery(strict_exception_groups=True) as nursery:
+            kadoa = SimulatedKadoa(nursery, heartbeat_interval)
+            # The nursery must not see an exception of the body: it would wrap it.
+            try:
+                await kadoa._listen(loopback=loopback)
+                yield kadoa
+            except BaseException as exc:
+                error = exc
             nursery.cancel_scope.cancel(reason="the simulated Kadoa is left")
+    except BaseExceptionGroup as group:
+        crash = pick(group)
+        if error is None or not isinstance(crash, trio.Cancelled):
+            raise crash from None
+    if error is not None:
+        raise error
