@@ -376,7 +376,7 @@ def _array_hook(kind: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
 
 
 def _is_generic(kind: Any, origin: object) -> bool:
-    return get_origin(kind) == origin
+    return bool(get_origin(kind) == origin)
 
 
 def _is_attrs(kind: Any) -> bool:

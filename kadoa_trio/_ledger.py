@@ -144,6 +144,8 @@ class _Source:
     admitted_before: int
     """How many events had been admitted when that cursor stood."""
     line: _Line = attrs.field(factory=_Line)
+    on_trial: bool = False
+    """It must not take the lead: whether the cursor is worth anything is just being found out."""
     admitted: int = 0
     stable: bool = False
     doubted: bool = False
@@ -240,6 +242,7 @@ class Ledger:
             unasked_because=reason,
             baseline=self._cursor_seq if cursor is not None else self._seq + 1,
             admitted_before=self._cursor_admitted,
+            on_trial=not with_cursor and self._cursor is not None,
         )
         self._sources[generation] = source
         if self._line is None and self._cursor is None:
@@ -279,6 +282,7 @@ class Ledger:
         Returns the possible gap that this makes.
         """
         source = self._sources[generation]
+        source.on_trial = False
         gap = self._gap(source, GapReason.CURSOR_DROPPED)
         self._line = source.line
         self._leader = source
@@ -293,7 +297,7 @@ class Ledger:
         """Give the lead to the oldest stable connection, if nobody has it."""
         if self._leader is not None:
             return []
-        heir = next((source for source in self._sources.values() if source.stable), None)
+        heir = next((source for source in self._sources.values() if source.stable and not source.on_trial), None)
         return [] if heir is None else self._take_lead(heir)
 
     def _take_lead(self, heir: _Source, *, forced: bool = False) -> list[Gap]:

@@ -48,6 +48,11 @@ class SimulatedConnection:
     def __repr__(self) -> str:
         return f"<SimulatedConnection {self.number}{'' if self.open else ', ended'}>"
 
+    @property
+    def silent(self) -> bool:
+        """Whether `go_silent` was called."""
+        return self._stream.silent
+
     # ---- what tests do -----------------------------------------------------------------------------------------
 
     def drain(

@@ -35,7 +35,6 @@ class SimulatedKadoa:
     def __init__(self, nursery: trio.Nursery, heartbeat_interval: float) -> None:
         self._nursery = nursery
         self._tokens: dict[str, None] = {}
-        self._subscriptions = trio.Condition()
         self._changed = trio.Event()
         self.heartbeat_interval = heartbeat_interval
         """Seconds between heartbeats."""
@@ -79,8 +78,11 @@ class SimulatedKadoa:
 
     @property
     def newest(self) -> SimulatedConnection:
-        """The newest open connection that has subscribed."""
-        return next(one for one in reversed(self.connections) if one.subscribed)
+        """The newest open connection that has subscribed; a `LookupError` if there is none."""
+        for connection in reversed(self.connections):
+            if connection.subscribed:
+                return connection
+        raise LookupError("no connection is subscribed")
 
     # ---- what tests do -----------------------------------------------------------------------------------------
 

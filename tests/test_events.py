@@ -1,0 +1,288 @@
+"""Events and their messages: every documented payload is typed, every odd one is delivered all the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kadoa_trio._events import (
+    Difference,
+    Event,
+    FieldChange,
+    OtherMessage,
+    WorkflowDataChange,
+    WorkflowFailed,
+    WorkflowFinished,
+    WorkflowRecovered,
+    parse_json,
+    read_time,
+    to_message,
+)
+from kadoa_trio._wire import decode
+
+FRAMES = Path(__file__).parent / "frames"
+TYPED = ["workflow_finished", "workflow_failed", "workflow_recovered", "workflow_data_change"]
+FAILED = {"workflowId": "wf_1", "source": "example.com", "reason": "gone", "action": "look"}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def event_of(frame: str | bytes | dict[str, Any]) -> Event:
+    event = decode(json.dumps(frame) if isinstance(frame, dict) else frame)
+    assert isinstance(event, Event)
+    return event
+
+
+def test_documented_failure_is_typed() -> None:
+    event = event_of((FRAMES / "workflow_failed.json").read_text())
+    assert event.message == WorkflowFailed(
+        workflow_id="wf_123",
+        source="monitored-page.com",
+        reason="Page layout changed",
+        action="Review the workflow",
+        workflow_name="Prices",
+        source_url="https://monitored-page.com",
+        url="https://www.kadoa.com/workflow/wf_123",
+    )
+    match event.message:
+        case WorkflowFailed(reason=reason):
+            assert reason == "Page layout changed"
+        case _:
+            pytest.fail("the class does not match itself")
+
+
+def test_documented_recovery_is_typed() -> None:
+    event = event_of((FRAMES / "workflow_recovered.json").read_text())
+    assert event.message == WorkflowRecovered("wf_123", "Prices", "monitored-page.com")
+
+
+def test_documented_data_change_is_typed_to_the_last_field() -> None:
+    event = event_of((FRAMES / "workflow_data_change.json").read_text())
+    assert event.message == WorkflowDataChange(
+        id="change_123",
+        workflow_id="wf_123",
+        data=({"id": "record-1", "name": "Product A", "price": 29.99},),
+        differences=(
+            Difference("changed", (FieldChange("price", 29.99, 24.99),)),
+            Difference("added", (FieldChange("id", "record-2"), FieldChange("name", "New Product"))),
+        ),
+        url="https://monitored-page.com",
+        created_at=datetime(2025, 1, 9, 10, tzinfo=UTC),
+    )
+
+
+def test_metadata_and_times_in_milliseconds_are_read() -> None:
+    metadata = {"workflowName": "Prices", "tags": ["a"], "more": 1}
+    message = to_message("workflow_data_change", {"metadata": metadata, "createdAt": 0})
+    assert message == WorkflowDataChange(metadata=metadata, created_at=datetime(1970, 1, 1, tzinfo=UTC))
+    assert to_message("workflow_finished", {"startedAt": "2025-01-15T10:31:00.5+02:00"}) == WorkflowFinished(
+        started_at=datetime(2025, 1, 15, 8, 31, 0, 500_000, tzinfo=UTC)
+    )
+
+
+@pytest.mark.parametrize("name", ["workflow_finished", "sdk_spelling", "webhook_spelling"])
+def test_finished_is_typed_in_every_spelling(name: str) -> None:
+    message = event_of((FRAMES / f"{name}.json").read_text()).message
+    assert isinstance(message, WorkflowFinished)
+    assert message.workflow_id == "wf_123"
+
+
+def test_null_stands_for_a_missing_optional_field_only() -> None:
+    assert to_message("workflow_failed", {**FAILED, "url": None}) == WorkflowFailed("wf_1", "example.com", "gone", "look")
+    assert to_message("workflow_failed", {**FAILED, "reason": None}) == OtherMessage(
+        {**FAILED, "reason": None}, "message.reason: expected a string, not null"
+    )
+
+
+def test_unknown_fields_do_not_disturb_and_stay_in_raw() -> None:
+    event = event_of({"eventType": "workflow_failed", "id": "1", "message": {**FAILED, "new": [1]}, "also": {"x": 2}})
+    assert isinstance(event.message, WorkflowFailed)
+    assert event.raw["message"]["new"] == [1]
+    assert event.raw["also"] == {"x": 2}
+
+
+@pytest.mark.parametrize(
+    ("event_type", "payload", "reason"),
+    [
+        ("workflow_failed", 5, "message: expected an object, not a number"),
+        ("workflow_failed", [], "message: expected an object, not an array"),
+        ("workflow_failed", None, "message: there is none that can be read"),
+        ("workflow_failed", {**FAILED, "workflowId": 5}, "message.workflowId: expected a string, not a number"),
+        ("workflow_failed", {**FAILED, "sourceUrl": True}, "message.sourceUrl: expected a string, not a boolean"),
+        ("workflow_recovered", {"workflowId": "a", "source": "b"}, "message.workflowName: missing"),
+        ("workflow_finished", {"startedAt": "soon"}, "message.startedAt: expected a time, not a string"),
+        ("workflow_data_change", {"data": "abc"}, "message.data: expected an array, not a string"),
+        ("workflow_data_change", {"data": {"a": 1}}, "message.data: expected an array, not an object"),
+        ("workflow_data_change", {"metadata": [1]}, "message.metadata: expected an object, not an array"),
+        ("workflow_data_change", {"differences": "x"}, "message.differences: expected an array, not a string"),
+        (
+            "workflow_data_change",
+            {"differences": [{"type": "added", "fields": [{"key": "a"}, {"value": 1}]}]},
+            "message.differences[0].fields[1].key: missing",
+        ),
+        (
+            "workflow_data_change",
+            {"differences": [{"type": "added"}, 7]},
+            "message.differences[1]: expected an object, not a number",
+        ),
+    ],
+)
+def test_odd_payload_is_kept_with_the_reason(event_type: str, payload: object, reason: str) -> None:
+    assert to_message(event_type, payload) == OtherMessage(payload, reason)
+
+
+def test_many_reasons_are_cut_short() -> None:
+    message = to_message("workflow_failed", {})
+    assert isinstance(message, OtherMessage)
+    assert message.untyped_because is not None
+    assert message.untyped_because.endswith("; and 1 more")
+
+
+def test_reason_and_repr_never_show_values() -> None:
+    event = event_of({"eventType": "workflow_failed", "id": "1", "message": {"workflowId": ["hush"], "reason": "hush"}})
+    assert "hush" not in f"{event!r} {event} {event.message!r}"
+
+
+def test_unknown_type_is_no_fault() -> None:
+    event = event_of({"eventType": "credits_low", "id": "1", "message": {"left": 3}})
+    assert event.message == OtherMessage({"left": 3}, None)
+
+
+@given(st.sampled_from(TYPED), json_values)
+def test_no_payload_raises(event_type: str, payload: object) -> None:
+    message = to_message(event_type, payload)
+    if not isinstance(payload, dict):
+        assert isinstance(message, OtherMessage)
+    if isinstance(message, OtherMessage):
+        assert message.payload is payload
+        assert message.untyped_because
+
+
+@given(
+    st.fixed_dictionaries(
+        {name: st.text(max_size=5) for name in FAILED},
+        optional={name: json_values for name in ("workflowName", "sourceUrl", "url", "other")},
+    )
+)
+def test_required_strings_and_sound_optionals_make_the_class(payload: dict[str, Any]) -> None:
+    sound = all(isinstance(payload.get(name), (str, type(None))) for name in ("workflowName", "sourceUrl", "url"))
+    assert isinstance(to_message("workflow_failed", payload), WorkflowFailed) is sound
+
+
+def test_message_and_raw_are_parsed_once_and_shared() -> None:
+    event = event_of((FRAMES / "workflow_data_change.json").read_text())
+    assert event.message is event.message
+    assert event.raw is event.raw
+    assert isinstance(event.message, WorkflowDataChange)
+    assert event.message.data is not None
+    assert event.message.data[0] is event.raw["message"]["data"][0]
+
+
+def test_nested_nearly_too_deeply_is_still_an_event() -> None:
+    # Readable where it arrived, not from the depth of the stack where it is looked into.
+    frame = '{"eventType":"workflow_finished","id":"1","message":{"x":' + "[" * 200 + "]" * 200 + "}}"
+    event = event_of(frame)
+
+    def dig(event: Event) -> None:
+        try:
+            dig(event)
+        except RecursionError:
+            event.message  # noqa: B018  # may fail for want of stack, and then must not be remembered wrongly
+
+    try:
+        dig(copy.copy(event))
+    except RecursionError:
+        pass
+    assert isinstance(event.message, WorkflowFinished)
+
+
+def test_frame_that_cannot_be_parsed_again_gives_what_is_known() -> None:
+    # As `decode` never makes one; stands for a frame read deeper in the stack.
+    deep = "[" * 100_000 + "]" * 100_000
+    event = Event("1", "workflow_finished", None, None, "id", f'{{"message":{deep}}}')
+    assert event.raw == {"eventType": "workflow_finished", "id": "1"}
+    assert event.message == OtherMessage(None, "message: there is none that can be read")
+
+
+def test_events_are_values() -> None:
+    text = (FRAMES / "workflow_failed.json").read_text()
+    event, twin = event_of(text), event_of(text)
+    assert event == twin
+    assert hash(event) == hash(twin)
+    assert len({event, twin}) == 1
+    assert event != event_of(text.replace("Page layout", "Layout"))
+    assert event != text
+    _ = event.message, event.raw
+    for other in (copy.copy(event), copy.deepcopy(event), pickle.loads(pickle.dumps(event)), attrs.evolve(event)):
+        assert other == event
+        assert other.message == event.message
+        assert other.raw == event.raw
+        assert other.timestamp == event.timestamp
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        event.id = "2"  # type: ignore[misc]  # what the test is about
+
+
+def test_repr_is_short_and_printable() -> None:
+    assert repr(event_of({"type": "x_y", "id": "a", "_cursor": "1-0", "message": 1})) == "<Event x_y id='a' cursor='1-0'>"
+    assert repr(event_of({"type": "x", "id": "a"})) == "<Event x id='a'>"
+    odd = repr(event_of({"type": "x\n\x1b[31m", "id": "i" * 10_000, "_cursor": "\n" * 10_000}))
+    assert odd.isprintable()
+    assert len(odd) < 400
+
+
+def test_size_is_the_bytes_of_the_frame() -> None:
+    assert event_of('{"type":"x","id":"ab"}').size == 22
+    assert event_of('{"type":"x","id":"é😀"}').size == 26
+
+
+def test_long_text_with_an_emoji_is_held_once_and_narrow() -> None:
+    event = event_of('{"type":"x","id":"1","message":"' + "a" * 1_000_000 + '😀"}')
+    held = event._frame
+    assert isinstance(held, bytes)
+    assert held.__sizeof__() < 1_100_000
+    assert event.raw["message"].endswith("a😀")
+
+
+@pytest.mark.parametrize(
+    ("value", "time"),
+    [
+        ("2025-01-15T10:30:00.000Z", datetime(2025, 1, 15, 10, 30, tzinfo=UTC)),
+        ("2025-01-15T10:30:00", datetime(2025, 1, 15, 10, 30, tzinfo=UTC)),
+        ("2025-01-15T10:30:00-01:30", datetime(2025, 1, 15, 12, 0, tzinfo=UTC)),
+        (1736937060123, datetime(2025, 1, 15, 10, 31, 0, 123_000, tzinfo=UTC)),
+        (1736937060000.5, datetime(2025, 1, 15, 10, 31, 0, 500, tzinfo=UTC)),
+        (-1, datetime(1969, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)),
+        *[(odd, None) for odd in ("", "soon", "0001-01-01T00:00:00+14:00", 1e300, 10**400, float("nan"), True, None, [], {})],
+    ],
+)
+def test_time_is_read_or_none(value: object, time: datetime | None) -> None:
+    assert read_time(value) == time
+    assert time is None or read_time(value).tzinfo is UTC  # type: ignore[union-attr]  # it equals time
+
+
+@given(json_values)
+def test_time_of_anything_is_aware_or_none(value: object) -> None:
+    time = read_time(value)
+    assert time is None or time.tzinfo is UTC
+
+
+def test_json_beyond_the_strict_parser_is_read() -> None:
+    digits = "9" * 5_000
+    parsed = parse_json(f'{{"a": NaN, "b": 1e999, "c": "\\ud800", "d": {digits}, "e": 123456789012345678901234567890}}')
+    assert parsed["a"] != parsed["a"]
+    assert parsed["b"] == parsed["d"] == float("inf")
+    assert parsed["c"] == "\ud800"
+    assert parsed["e"] == 123456789012345678901234567890

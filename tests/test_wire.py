@@ -1,0 +1,270 @@
+"""Frames: whatever a server sends, `decode` gives an object for it and loses no event."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kadoa_trio._events import Event, WorkflowFinished
+from kadoa_trio._wire import Draining, Heartbeat, Ignored, compare_cursors, decode, subscribe
+
+FRAMES = Path(__file__).parent / "frames"
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=10,
+)
+odd_frames = st.dictionaries(
+    st.sampled_from(
+        "type eventType id timestamp _cursor message data retryAfterMs resumeSupported connectionId deadlineAt x".split()
+    ),
+    json_values | st.sampled_from(["heartbeat", "control.draining", "control.new", "workflow_failed"]),
+)
+
+
+def decode_value(frame: object) -> Heartbeat | Draining | Event | Ignored:
+    return decode(json.dumps(frame))
+
+
+def event_of(frame: object) -> Event:
+    event = decode_value(frame)
+    assert isinstance(event, Event)
+    return event
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FRAMES.glob("*.json")))
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_documented_frame_is_what_it_says(name: str, as_bytes: bool) -> None:
+    data = (FRAMES / f"{name}.json").read_bytes()
+    frame = json.loads(data)
+    decoded = decode(data if as_bytes else data.decode())
+    if name.startswith("subscribe"):
+        assert decoded == Ignored(kind="unknown", why="it names no type")
+    elif name == "heartbeat":
+        assert decoded == Heartbeat()
+    elif name == "control_draining":
+        assert decoded == Draining(
+            advice=0.5,
+            resume_supported=True,
+            connection_id="12345-1711111111111-7",
+            deadline="2026-03-22T14:05:30.000Z",
+        )
+    else:
+        assert isinstance(decoded, Event)
+        assert decoded.raw == frame
+        assert (decoded.id, decoded.id_source) == (frame["id"], "id")
+        assert decoded.cursor == frame.get("_cursor")
+        assert decoded.workflow_id == "wf_123"
+        assert decoded.timestamp is not None
+
+
+def test_the_three_spellings_are_one() -> None:
+    message = {"workflowId": "wf_1"}
+    page = event_of({"eventType": "workflow_finished", "id": "1", "timestamp": "2025-01-15T10:31:00Z", "message": message})
+    sdk = event_of({"type": "workflow_finished", "id": "1", "timestamp": 1736937060000, "message": message})
+    webhook = event_of({"eventType": "workflow_finished", "id": "1", "timestamp": "2025-01-15T10:31:00Z", "data": message})
+    for event in (page, sdk, webhook):
+        assert (event.id, event.type, event.timestamp, event.workflow_id, event.message) == (
+            "1",
+            "workflow_finished",
+            page.timestamp,
+            "wf_1",
+            WorkflowFinished(workflow_id="wf_1"),
+        )
+
+
+@given(st.text() | st.binary())
+@example("")
+@example("null")
+@example("[]")
+@example("1" * 5_000)
+@example("\ud800")
+@example('{"type":"\\ud800","id":"1"}')
+@example(b"\xff\xfe{}")
+@example("\ufeff{}")
+@example('{"type":"x","id":"1"} {"type":"x","id":"1"}')
+@example("[" * 200_000)
+@example('{"a":' * 200_000)
+def test_decode_never_raises_on_text_or_bytes(message: str | bytes) -> None:
+    assert isinstance(decode(message), Ignored)
+
+
+@given(json_values)
+def test_decode_never_raises_on_json(value: object) -> None:
+    assert isinstance(decode_value(value), Ignored)
+
+
+@given(odd_frames, st.booleans())
+def test_decode_keeps_every_event_however_odd(frame: dict[str, Any], ascii_only: bool) -> None:
+    text = json.dumps(frame, ensure_ascii=ascii_only)
+    decoded = decode(text)
+    event_type, kind = frame.get("eventType"), frame.get("type")
+    name = event_type if isinstance(event_type, str) and event_type else kind
+    named = isinstance(name, str) and name != ""
+    control = name is kind and named and (name == "heartbeat" or name.startswith("control."))
+    has_id = isinstance(frame.get("id"), (str, int)) and not isinstance(frame.get("id"), bool) and frame["id"] != ""
+    carries = has_id or frame.get("message") is not None or frame.get("data") is not None
+    assert isinstance(decoded, Event) is (named and not control and carries)
+    if isinstance(decoded, Event):
+        assert decoded.type == name
+        assert (decoded.id_source == "id") is has_id
+        assert repr(decoded.raw) == repr(json.loads(text))  # repr: NaN is not itself
+        assert decoded.message is decoded.message
+        assert decoded == decode(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        ("", "not JSON"),
+        ('{"type":"x"', "not JSON"),
+        (b'{"type":"\xff"}', "not valid Unicode"),
+        (b'{"type":"x","id":"1","message":{"x":"\xff"}}', "not valid Unicode"),
+        ("[]", "expected an object, not an array"),
+        ("null", "expected an object, not null"),
+        ("true", "expected an object, not a boolean"),
+        ("1", "expected an object, not a number"),
+        ("9" * 400, "expected an object, not a number"),
+        ("NaN", "expected an object, not a number"),
+        ('"x"', "expected an object, not a string"),
+        ('{"type":"x","id":"1","message":' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    ],
+)
+def test_malformed_frame_is_told_why(frame: str | bytes, why: str) -> None:
+    assert decode(frame) == Ignored(kind="malformed", why=why)
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind", "name"),
+    [
+        ({}, "unknown", None),
+        ({"id": "1", "message": {}}, "unknown", None),
+        ({"type": 5, "eventType": None, "id": "1"}, "unknown", None),
+        ({"type": "", "eventType": "", "id": "1"}, "unknown", None),
+        ({"type": "subscribed", "channel": "team-1"}, "unknown", "subscribed"),
+        ({"type": "x", "message": None}, "unknown", "x"),
+        ({"eventType": "x", "id": ""}, "unknown", "x"),
+        ({"type": "control.new", "id": "1", "message": {}}, "control", "control.new"),
+        ({"type": "control.", "id": "1"}, "control", "control."),
+    ],
+)
+def test_what_is_no_event_is_ignored(frame: object, kind: str, name: str | None) -> None:
+    decoded = decode_value(frame)
+    assert isinstance(decoded, Ignored)
+    assert (decoded.kind, decoded.type) == (kind, name)
+
+
+@pytest.mark.parametrize("payload", [5, 0, "", "x", True, False, [], {}, [1, {"workflowId": "no"}]])
+@pytest.mark.parametrize("key", ["message", "data"])
+def test_odd_payload_is_an_event(key: str, payload: object) -> None:
+    event = event_of({"eventType": "workflow_failed", key: payload})
+    assert event.raw[key] == payload
+    assert event.workflow_id is None
+
+
+def test_payload_that_only_pythons_parser_takes_is_an_event() -> None:
+    for inside in ("NaN", "-Infinity", "1e999", '"\\ud800"', "9" * 5_000):
+        event = decode('{"eventType":"workflow_failed","id":"1","message":{"workflowId":"wf_1","x":' + inside + "}}")
+        assert isinstance(event, Event)
+        assert event.workflow_id == "wf_1"
+        assert "x" in event.raw["message"]
+
+
+def test_event_type_wins_over_type() -> None:
+    assert event_of({"type": "event", "eventType": "workflow_failed", "id": "1"}).type == "workflow_failed"
+    assert event_of({"type": "heartbeat", "eventType": "workflow_failed", "message": {}}).type == "workflow_failed"
+    assert event_of({"type": "workflow_failed", "eventType": 5, "id": "1"}).type == "workflow_failed"
+
+
+def test_control_message_that_names_itself_twice_stays_one() -> None:
+    assert decode_value({"type": "heartbeat", "eventType": "heartbeat"}) == Heartbeat()
+    assert decode_value({"type": "control.draining", "eventType": "control", "retryAfterMs": 1}) == Draining(advice=0.001)
+
+
+def test_event_without_an_id_is_known_by_its_cursor_or_its_frame() -> None:
+    by_cursor = event_of({"type": "x", "_cursor": "1742-0", "message": {}})
+    assert (by_cursor.id, by_cursor.id_source, by_cursor.cursor) == ("cursor:1742-0", "cursor", "1742-0")
+    for text in ('{"type":"x","message":{}}', '{"type":"x","message":"é"}'):
+        event = decode(text)
+        assert isinstance(event, Event)
+        assert event.id == f"digest:{hashlib.sha256(text.encode()).hexdigest()}"
+        assert (event.id_source, event.cursor) == ("digest", None)
+
+
+@pytest.mark.parametrize(("value", "read"), [("a", "a"), ("é", "é"), (5, "5"), (0, "0"), (2**70, str(2**70))])
+def test_id_and_cursor_are_strings_or_whole_numbers(value: object, read: str) -> None:
+    event = event_of({"type": "x", "id": value, "_cursor": value})
+    assert (event.id, event.id_source, event.cursor) == (read, "id", read)
+
+
+@pytest.mark.parametrize("value", ["", None, True, 1.5, [], ["a"], {}, {"a": 1}, "\ud800", math.inf])
+def test_other_id_or_cursor_counts_as_missing(value: object) -> None:
+    event = event_of({"type": "x", "id": value, "_cursor": value, "message": {}})
+    assert (event.id_source, event.cursor) == ("digest", None)
+
+
+@pytest.mark.parametrize("value", [None, "soon", [], {}, True, 1e300, math.nan])
+def test_unreadable_timestamp_costs_nothing_else(value: object) -> None:
+    event = event_of({"type": "x", "id": "1", "timestamp": value})
+    assert (event.id, event.timestamp) == ("1", None)
+
+
+@pytest.mark.parametrize(
+    ("told", "advice"),
+    [
+        ("500", 0.5),
+        ("0", 0.0),
+        ("250.5", 0.2505),
+        ("1e15", 1e12),
+        ("1e999", math.inf),
+        ("9" * 400, math.inf),
+        ("9" * 5_000, math.inf),
+        ("Infinity", math.inf),
+        *[(odd, None) for odd in ("-1", "-1e999", "-" + "9" * 400, "NaN", "true", "null", '"500"', "[500]", "{}")],
+    ],
+)
+def test_advice_is_seconds_as_told_or_none(told: str, advice: float | None) -> None:
+    assert decode(f'{{"type":"control.draining","retryAfterMs":{told}}}') == Draining(advice=advice)
+
+
+def test_drain_notice_may_miss_everything() -> None:
+    assert decode('{"type":"control.draining"}') == Draining()
+    odd = {"type": "control.draining", "resumeSupported": "true", "connectionId": 5, "deadlineAt": [], "message": 5}
+    assert decode_value(odd) == Draining()
+
+
+@given(st.text(min_size=1), st.none() | st.text())
+def test_subscription_says_what_it_was_given(team_id: str, cursor: str | None) -> None:
+    expected = {"action": "subscribe", "channel": team_id} | ({} if cursor is None else {"lastCursor": cursor})
+    assert json.loads(subscribe(team_id, cursor)) == expected
+
+
+def test_subscription_is_the_documented_frame() -> None:
+    assert json.loads(subscribe("team-1", None)) == json.loads((FRAMES / "subscribe.json").read_text())
+    assert json.loads(subscribe("team-1", "1742-0")) == json.loads((FRAMES / "subscribe_resume.json").read_text())
+
+
+@given(*[st.tuples(st.integers(0, 10**30), st.integers(0, 10**30))] * 2)
+def test_stream_cursors_compare_as_integers(a: tuple[int, int], b: tuple[int, int]) -> None:
+    order = compare_cursors(f"{a[0]}-{a[1]}", f"{b[0]}-{b[1]}")
+    assert order is not None
+    assert (order < 0, order == 0, order > 0) == (a < b, a == b, a > b)
+
+
+def test_later_cursor_is_later_though_its_text_is_not() -> None:
+    assert compare_cursors("1742-10", "1742-9") == 1
+
+
+@pytest.mark.parametrize("odd", ["", "5", "1-", "-1", "1-2-3", "a-b", "+1-2", "1-2\n", "١-٢", "1_0-2", "9" * 5_000 + "-1"])
+def test_other_cursors_do_not_compare(odd: str) -> None:
+    assert compare_cursors(odd, "1-0") is None
+    assert compare_cursors("1-0", odd) is None
+    assert compare_cursors(odd, odd) is None
