@@ -146,6 +146,8 @@ class _Source:
     line: _Line = attrs.field(factory=_Line)
     on_trial: bool = False
     """It must not take the lead: whether the cursor is worth anything is just being found out."""
+    replays: bool = False
+    """It has repeated an event past the cursor that it subscribed with."""
     admitted: int = 0
     stable: bool = False
     doubted: bool = False
@@ -305,7 +307,7 @@ class Ledger:
         if forced:
             gaps.append(self._gap(heir, GapReason.UNPROVED))
         elif heir.line.root() is not self._whole():
-            owes = self._admitted - heir.admitted_before > heir.admitted
+            owes = not heir.replays and self._admitted - heir.admitted_before > heir.admitted
             if not heir.asked:
                 gaps.append(self._gap(heir, heir.unasked_because))
             elif owes and heir.admitted:
@@ -367,8 +369,10 @@ class Ledger:
         source, entry = self._sources[generation], self._ids[event_id]
         if entry.seq >= source.baseline and entry.line is not source.line:
             source.line.join(entry.line)
-            if source.doubted and source.line.root() is self._whole():
+            source.replays = True
+            if source.doubted:
                 source.doubted = False
+                self._line = source.line
         if not entry.ahead:
             return  # changes nothing: a replay of old events must not take the cursor back
         if source is not self._leader:
