@@ -454,8 +454,6 @@ class Ledger:
                     self._late_pins = {i: seq for i, seq in self._late_pins.items() if seq > entry.seq}
             elif entry.id is None or entry.ahead:
                 continue
-            elif entry.id not in self._ids:
-                continue  # forgotten: the window is the bound
             elif entry.covered:
                 self._late_pins[entry.id] = entry.covered
             else:

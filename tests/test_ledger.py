@@ -448,3 +448,22 @@ def test_restart_with_a_settled_event_past_the_cursor_keeps_it_pinned() -> None:
     assert ledger.stable(1) == []
     assert ledger.resume_cursor == cursor(8)
     assert ledger.settled_position().cursor == cursor(8)
+
+
+def test_stretches_joined_again_and_again_are_one() -> None:
+    ledger = led(0)
+    for n in range(2, 8):
+        ledger.open(n, START)
+        feed(ledger, n - 1, n)
+        feed(ledger, n, n)
+        ledger.stable(n)
+        assert ledger.ended(n - 1, START) == []
+    ledger.open(8, START)
+    ledger.open(9, START)
+    feed(ledger, 8, 20)
+    feed(ledger, 9, 20)
+    feed(ledger, 7, 20)
+    feed(ledger, 9, 20)
+    ledger.ended(8, START)
+    ledger.stable(9)
+    assert ledger.ended(7, START) == []

@@ -1,0 +1,505 @@
+"""The token request: what every answer means, that nothing hangs, and that the key stays inside.
+
+Answers come from httpx's mock transport where only their meaning matters, from
+real servers on the loopback interface where the wire matters. After every
+test: the key is in no log record of any logger at any level.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket as stdlib_socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from kadoa_trio._errors import (
+    AttemptError,
+    AuthenticationError,
+    ConfigurationError,
+    ForeignError,
+    KadoaError,
+    ProtocolError,
+    RequestRefusedError,
+)
+from kadoa_trio._http import MAX_ANSWER, HttpClient, Token, censor, open_http, parse_retry_after, presentable
+from kadoa_trio._settings import Endpoints, Settings
+from tests._loopback import chain, everything_said, read_head, server_tls, serving, trusting_tls
+
+KEY = "tk-0f8b1c2d-s3cr3t/k3y+for=tests"
+NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+GOOD = json.dumps({"access_token": "t0k3n", "team_id": "team-1"}).encode()
+
+
+def assert_no_secret(text: str) -> None:
+    for start in range(len(KEY) - 11):
+        assert KEY[start : start + 12] not in text
+
+
+def assert_clean(error: BaseException) -> None:
+    """Nothing that the error keeps alive says the key, or is an exception of a library underneath."""
+    assert_no_secret(everything_said(error))
+    for one in chain(error):
+        assert isinstance(one, (KadoaError, ForeignError)), one
+
+
+@pytest.fixture(autouse=True)
+def logs(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    caplog.set_level(1)
+    for name in ("httpx", "httpcore.http11", "httpcore.connection"):
+        assert logging.getLogger(name).isEnabledFor(logging.DEBUG)
+    yield caplog
+    for record in caplog.get_records("call"):
+        assert_no_secret(record.getMessage() + repr(record.args) + repr(record.exc_info) + str(record.exc_text))
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@attrs.frozen
+class MockNetwork:
+    http_transport: object | None
+
+    async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        raise AssertionError("the token request opened a stream")
+
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+def mocked(answer: Answer, **options: Any) -> Settings:
+    return Settings(endpoints=Endpoints(network=MockNetwork(httpx.MockTransport(answer))), **options)
+
+
+def plain(port: int, **options: Any) -> Settings:
+    return Settings(endpoints=Endpoints(public_api=f"http://127.0.0.1:{port}"), **options)
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[HttpClient]:
+    with trio.fail_after(20):
+        async with open_http(api_key=KEY, settings=settings, wall_clock=lambda: NOW) as client:
+            yield client
+
+
+async def failure(settings: Settings) -> KadoaError:
+    """Fetch a token, which must fail, and give the error; it is clean."""
+    async with opened(settings) as client:
+        with pytest.raises(KadoaError) as caught:
+            await client.fetch_token()
+    assert_clean(caught.value)
+    return caught.value
+
+
+def saying(status: int, body: bytes = b"", **headers: str) -> Answer:
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda _request: httpx.Response(status, content=body, headers=fields)
+
+
+def answering(data: bytes) -> Callable[[trio.abc.Stream], Any]:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        await stream.send_all(data)
+        # Until the client goes: closing with unread bytes would reset the connection.
+        await stream.receive_some()
+
+    return handler
+
+
+# --- what is asked, and a good answer ---
+
+
+async def test_request_is_the_documented_one() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, content=GOOD)
+
+    async with opened(mocked(answer)) as client:
+        assert await client.fetch_token() == Token("t0k3n", "team-1")
+    (request,) = seen
+    assert (request.method, str(request.url)) == ("POST", "https://api.kadoa.com/v4/oauth2/token")
+    assert request.headers["x-api-key"] == KEY
+    assert request.headers["content-type"] == "application/json"
+    assert request.read() == b""
+
+
+async def test_every_token_is_a_fresh_one_over_one_connection() -> None:
+    heads: list[bytes] = []
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        while True:
+            heads.append(await read_head(stream))
+            body = json.dumps({"access_token": f"t{len(heads)}", "team_id": "team-1"}).encode()
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    async with serving(handler) as port, opened(plain(port)) as client:
+        assert [(await client.fetch_token()).access_token for _ in range(3)] == ["t1", "t2", "t3"]
+    assert all(KEY.encode() in head for head in heads)
+
+
+async def test_token_over_tls() -> None:
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+    async with serving(answering(data), tls=server_tls("127.0.0.1")) as port:
+        endpoints = Endpoints(public_api=f"https://127.0.0.1:{port}")
+        async with opened(Settings(endpoints=endpoints, ssl_context=trusting_tls())) as client:
+            assert await client.fetch_token() == Token("t0k3n", "team-1")
+        error = await failure(Settings(endpoints=endpoints))
+    assert isinstance(error, AttemptError)
+    assert "certificate refused" in error.reason
+
+
+def test_token_and_client_hide_their_secrets() -> None:
+    assert "hush" not in repr(Token("hush", "team-1"))
+    assert KEY not in repr(HttpClient(httpx.AsyncClient(), KEY, Settings(), lambda: NOW))
+
+
+# --- what answers mean ---
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_refused_key_is_the_accounts_fault(status: int) -> None:
+    error = await failure(mocked(saying(status, b'{"error": "no such key"}')))
+    assert isinstance(error, AuthenticationError)
+    assert (error.step, error.status, error.server_message) == ("token", status, "no such key")
+
+
+@pytest.mark.parametrize("status", [400, 402, 404, 405, 409, 410, 418, 422, 451, 499])
+async def test_other_4xx_is_final(status: int) -> None:
+    error = await failure(mocked(saying(status, b'{"message": "not like this"}')))
+    assert isinstance(error, RequestRefusedError)
+    assert (error.status, error.server_message) == (status, "not like this")
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599, 300, 301, 302, 304, 307])
+async def test_everything_else_may_pass(status: int) -> None:
+    error = await failure(mocked(saying(status, b"busy", retry_after="7")))
+    assert type(error) is AttemptError
+    assert (error.step, error.status, error.retry_after) == ("token", status, 7.0)
+    assert error.reason == f"HTTP {status}: busy"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"null",
+        b"5",
+        b"{}",
+        b"\xff",
+        b"[" * 60_000,
+        b'{"access_token": "t"}',
+        b'{"team_id": "t"}',
+        b'{"access_token": "", "team_id": "t"}',
+        b'{"access_token": "t", "team_id": ""}',
+        b'{"access_token": 5, "team_id": "t"}',
+        b'{"access_token": "t", "team_id": ["t"]}',
+        b'{"access_token": "t", "team_id": null}',
+        b'{"access_token": "\\ud800", "team_id": "t"}',
+        b'{"data": {"access_token": "t", "team_id": "t"}}',
+    ],
+)
+async def test_success_without_the_documented_json_is_a_protocol_error(body: bytes) -> None:
+    error = await failure(mocked(saying(200, body)))
+    assert isinstance(error, ProtocolError)
+    assert (error.step, error.status) == ("token", 200)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        (" 120 ", 120.0),
+        ("9" * 20, 1e20),
+        ("Tue, 24 Nov 2026 12:01:30 GMT", 90.0),
+        ("Tue, 24 Nov 2026 13:01:30 +0100", 90.0),
+        *[
+            (odd, None)
+            for odd in (
+                None,
+                "",
+                "-1",
+                "1.5",
+                "soon",
+                "nan",
+                "inf",
+                "1e3",
+                "\u0661",
+                "Tue, 24 Nov 2026 11:59:59 GMT",
+                "Tue, 99 Nov 2026 11:59:59 GMT",
+                "Tue, 24 Nov 99999999999 11:59:59 GMT",
+            )
+        ],
+    ],
+)
+def test_retry_after_is_seconds_from_now_or_none(value: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+async def test_retry_after_date_is_measured_against_the_given_clock() -> None:
+    when = (NOW + timedelta(seconds=42)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    error = await failure(mocked(saying(503, retry_after=when)))
+    assert isinstance(error, AttemptError)
+    assert error.retry_after == 42.0
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"error": {"message": "deep"}}', "deep"),
+        (b'{"error": ["no", "words"]}', ""),
+        (b'{"detail": "a\\n\\u001b[31mb\\u202ec"}', "a [31mb c"),
+        (b"plain \xff words", "plain \ufffd words"),
+        (b"<html>nothing that the status has not said</html>", ""),
+        (b'{"message": "' + b"x" * 5_000 + b'"}', "x" * 200),
+        (b'{"message": "the key ' + KEY.encode() + b' is wrong"}', "the key [secret] is wrong"),
+        (b'{"message": "the key ' + KEY[:14].encode() + b'... is wrong"}', "the key [secret]... is wrong"),
+    ],
+)
+async def test_words_of_the_server_are_made_safe(body: bytes, shown: str) -> None:
+    error = await failure(mocked(saying(401, body)))
+    assert isinstance(error, AuthenticationError)
+    assert error.server_message == shown
+
+
+def test_cut_never_uncovers_a_secret() -> None:
+    for padding in range(20, 60):
+        assert_no_secret(presentable("x" * padding + KEY, 64, KEY))
+    assert censor("", KEY) == ""
+    assert censor("nothing to hide", KEY, "") == "nothing to hide"
+
+
+# --- faults of the network ---
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        httpx.ConnectError(f"refused {KEY}"),
+        httpx.ReadError(""),
+        httpx.RemoteProtocolError(f"Illegal header value {KEY.encode()!r}"),
+        httpx.LocalProtocolError(f"Illegal header value {KEY.encode()!r}"),
+        httpx.ConnectTimeout("slow"),
+        httpx.ProxyError(f"http://user:{KEY}@proxy"),
+        httpx.DecodingError("odd"),
+        httpx.UnsupportedProtocol("odd"),
+        httpx.InvalidURL(f"odd {KEY}"),
+        OSError(101, f"unreachable {KEY}"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+async def test_every_fault_of_the_library_becomes_a_scrubbed_attempt(fault: Exception) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise fault from ValueError(f"beneath: {KEY}")
+
+    error = await failure(mocked(answer))
+    assert type(error) is AttemptError
+    assert error.step == "token"
+    assert error.reason
+    assert isinstance(error.__cause__, ForeignError)
+    assert type(fault).__name__ in error.__cause__.type_name
+    assert error.__context__ is None
+
+
+async def test_closed_port_and_unknown_name_are_attempts() -> None:
+    with stdlib_socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        error = await failure(plain(free.getsockname()[1]))
+    assert type(error) is AttemptError
+    assert "refused" in error.reason.lower()
+
+
+async def test_reset_is_an_attempt() -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        assert isinstance(stream, trio.SocketStream)
+        await read_head(stream)
+        stream.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async with serving(handler) as port:
+        error = await failure(plain(port))
+    assert type(error) is AttemptError
+    assert isinstance(error.__cause__, ForeignError)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{",
+        b"SSH-2.0-OpenSSH_9.6 " + KEY.encode() + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000,
+    ],
+    ids=["closed", "cut", "no-http", "endless-head"],
+)
+async def test_broken_answer_is_an_attempt(data: bytes) -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        await stream.send_all(data)
+
+    async with serving(handler) as port:
+        error = await failure(plain(port))
+    assert type(error) is AttemptError
+    assert error.reason
+
+
+# --- nothing hangs, nothing grows ---
+
+
+@pytest.mark.parametrize("stage", ["never answers", "body never comes", "drips the head", "drips the body"])
+async def test_slow_server_meets_one_deadline_for_the_whole(stage: str) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n"
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        if "body" in stage:
+            await stream.send_all(head)
+        while "drips" in stage:
+            # Faster than any time-out for one operation.
+            await stream.send_all(b" " if "body" in stage else head[:1])
+            await trio.sleep(0.02)
+        await stream.receive_some()
+
+    async with serving(handler) as port:
+        started = trio.current_time()
+        error = await failure(plain(port, token_timeout=0.2))
+        assert 0.19 < trio.current_time() - started < 5
+    assert type(error) is AttemptError
+    assert str(error) == "token: no answer within 0.2 s"
+
+
+async def test_refusal_whose_body_stalls_is_known_by_its_status() -> None:
+    async with serving(answering(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 500\r\n\r\nno")) as port:
+        error = await failure(plain(port, token_timeout=0.2))
+    assert isinstance(error, AuthenticationError)
+    assert error.server_message == "no"
+
+
+async def test_endless_answer_is_read_to_the_limit_only() -> None:
+    sent = 0
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        nonlocal sent
+        await read_head(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+        while sent < 200 * MAX_ANSWER:
+            await stream.send_all(b" " * MAX_ANSWER)
+            sent += MAX_ANSWER
+
+    async with serving(handler) as port:
+        error = await failure(plain(port))
+    assert isinstance(error, ProtocolError)
+    # What the kernel's buffers swallowed is not ours; without a limit all of it would have gone.
+    assert sent < 200 * MAX_ANSWER
+
+
+async def test_redirect_is_not_followed() -> None:
+    visits: list[bytes] = []
+
+    async def elsewhere(stream: trio.abc.Stream) -> None:
+        visits.append(await read_head(stream))
+
+    async with serving(elsewhere) as other:
+        location = f"http://127.0.0.1:{other}/{KEY}".encode()
+        for status in (b"301 Moved", b"302 Found", b"307 Temporary Redirect", b"308 Permanent Redirect"):
+            data = b"HTTP/1.1 " + status + b"\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
+            async with serving(answering(data)) as port:
+                error = await failure(plain(port))
+            assert type(error) is AttemptError
+            assert error.status == int(status[:3])
+    assert visits == []
+
+
+async def test_cancelling_lets_go_at_once_and_the_client_still_works() -> None:
+    waiting = trio.Event()
+    gone = trio.Event()
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        if not waiting.is_set():
+            waiting.set()
+            try:
+                await stream.receive_some()
+            finally:
+                gone.set()
+        else:
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD))
+
+    async with serving(handler) as port, opened(plain(port)) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.fetch_token)
+            await waiting.wait()
+            nursery.cancel_scope.cancel()
+        await gone.wait()
+        assert await client.fetch_token() == Token("t0k3n", "team-1")
+
+
+async def test_fetching_is_a_checkpoint() -> None:
+    async with opened(mocked(saying(200, GOOD))) as client:
+        with trio.testing.assert_checkpoints():
+            await client.fetch_token()
+
+
+# --- secrets, and what cannot be opened ---
+
+
+async def test_key_that_the_server_repeats_is_censored_in_the_logs(logs: pytest.LogCaptureFixture) -> None:
+    data = b"HTTP/1.1 400 Bad " + KEY.encode() + b"\r\nX-Echo: " + KEY.encode() + b"\r\nContent-Length: 0\r\n\r\n"
+    async with serving(answering(data)) as port:
+        await failure(plain(port))
+    said = "\n".join(record.getMessage() for record in logs.records)
+    # The records are there, so their silence about the key means something.
+    assert "X-Echo" in said
+    assert "[secret]" in said
+    assert_no_secret(said)
+
+
+async def test_records_outside_of_our_requests_pass_untouched(logs: pytest.LogCaptureFixture) -> None:
+    async with opened(mocked(saying(200, GOOD))) as client:
+        await client.fetch_token()
+        logging.getLogger("httpx").info("about %s", "access_token")
+    assert ("about %s", ("access_token",)) in [(record.msg, record.args) for record in logs.records]
+
+
+@pytest.mark.parametrize("key", ["", " ", f" {KEY}", f"{KEY}\n", f"{KEY}\r\nx: y", f"{KEY}é", f"{KEY}\x00"])
+async def test_key_that_cannot_stand_in_a_header_is_refused_unseen(key: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        async with open_http(api_key=key, settings=mocked(saying(200, GOOD)), wall_clock=lambda: NOW):
+            pytest.fail("opened")
+    assert_clean(caught.value)
+
+
+async def test_unusable_proxy_is_a_configuration_error_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", f"gopher://user:{KEY}@proxy")
+    with pytest.raises(ConfigurationError) as caught:
+        async with open_http(api_key=KEY, settings=Settings(), wall_clock=lambda: NOW):
+            pytest.fail("opened")
+    assert_clean(caught.value)
+
+
+async def test_error_in_the_block_comes_out_bare() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with opened(mocked(saying(200, GOOD))):
+            raise ZeroDivisionError
+
+
+def test_httpx_is_imported_in_one_module_only() -> None:
+    package = Path(__file__).parent.parent / "kadoa_trio"
+    users = [path.name for path in package.rglob("*.py") if "import httpx" in path.read_text()]
+    assert "_http.py" in users
+    assert [name for name in users if name != "_http.py" and not name.startswith("_sim")] == ["_http.py"][1:]
