@@ -192,7 +192,9 @@ async def test_first_connection_is_given_up_after_connect_timeout(autojump_clock
 
 
 @pytest.mark.parametrize("fault", TRANSIENT, ids=str)
-async def test_outage_of_a_day_is_outwaited_without_a_storm(autojump_clock: Any, pair: Any, fault: dict[str, Any]) -> None:
+async def test_outage_of_a_day_is_outwaited_without_a_storm(
+    autojump_clock: Any, pair: Any, fault: dict[str, Any]
+) -> None:
     async with pair() as (kadoa, realtime):
         await settle_in(kadoa, realtime)
         before = kadoa.token_requests
@@ -349,7 +351,9 @@ async def test_closing_the_last_handle_stops_the_client(autojump_clock: Any, pai
     ],
     ids=str,
 )
-async def test_option_that_cannot_work_is_refused_before_anything_is_sent(autojump_clock: Any, options: dict[str, Any]) -> None:
+async def test_option_that_cannot_work_is_refused_before_anything_is_sent(
+    autojump_clock: Any, options: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigurationError) as caught:
         async with open_realtime("key", **options):
             pytest.fail("it opened")
@@ -412,10 +416,14 @@ async def test_drain_overlaps_and_loses_nothing(autojump_clock: Any, pair: Any) 
 
 
 @pytest.mark.parametrize(
-    "advice", [None, -1, 0, 1e12, float("nan"), float("inf"), True, "500", [], 10**400], ids=lambda value: str(value)[:9]
+    "advice",
+    [None, -1, 0, 1e12, float("nan"), float("inf"), True, "500", [], 10**400],
+    ids=lambda value: str(value)[:9],
 )
 @pytest.mark.parametrize("deadline", ["2000-01-01T00:00:00Z", "soon", 5, None], ids=str)
-async def test_odd_advice_neither_deafens_nor_storms(autojump_clock: Any, pair: Any, advice: Any, deadline: Any) -> None:
+async def test_odd_advice_neither_deafens_nor_storms(
+    autojump_clock: Any, pair: Any, advice: Any, deadline: Any
+) -> None:
     async with pair() as (kadoa, realtime):
         await trio.sleep(30)
         began = trio.current_time()
@@ -769,7 +777,9 @@ async def test_ignored_cursor_is_found_out_in_an_overlap(autojump_clock: Any, pa
         assert [notice.gap.reason for notice in kinds(notices(realtime), PossibleGap)] == [GapReason.NOT_REPLAYED]
 
 
-async def test_outage_without_cursors_is_a_possible_gap(autojump_clock: Any, pair: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_outage_without_cursors_is_a_possible_gap(
+    autojump_clock: Any, pair: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async with pair() as (kadoa, realtime):
         kadoa.faults = Faults(without_cursors=True)
         kadoa.publish()
@@ -787,7 +797,9 @@ async def test_outage_without_cursors_is_a_possible_gap(autojump_clock: Any, pai
         assert [record.levelno for record in caplog.records if "possible gap" in record.message] == [logging.WARNING]
 
 
-async def test_drain_without_resumption_is_a_possible_gap_unless_the_streams_meet(autojump_clock: Any, pair: Any) -> None:
+async def test_drain_without_resumption_is_a_possible_gap_unless_the_streams_meet(
+    autojump_clock: Any, pair: Any
+) -> None:
     for meet in (True, False):
         async with pair() as (kadoa, realtime):
             await trio.sleep(30)
@@ -1001,7 +1013,10 @@ async def test_filters_settle_what_they_keep_away(autojump_clock: Any, pair: Any
     async with pair(event_types=["workflow_failed"], workflow_ids={"a"}) as (kadoa, realtime):
         kadoa.publish("workflow_finished", workflow_id="a")
         kadoa.publish("workflow_failed", workflow_id="b")
-        wanted = [kadoa.publish("workflow_failed", workflow_id="a"), kadoa.publish("workflow_failed", {"no": "workflow"})]
+        wanted = [
+            kadoa.publish("workflow_failed", workflow_id="a"),
+            kadoa.publish("workflow_failed", {"no": "workflow"}),
+        ]
         last = kadoa.publish("workflow_finished", workflow_id="a")
         await trio.testing.wait_all_tasks_blocked()
         assert await take(realtime, 2) == ids(wanted)

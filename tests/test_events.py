@@ -101,7 +101,9 @@ def test_finished_is_typed_in_every_spelling(name: str) -> None:
 
 
 def test_null_stands_for_a_missing_optional_field_only() -> None:
-    assert to_message("workflow_failed", {**FAILED, "url": None}) == WorkflowFailed("wf_1", "example.com", "gone", "look")
+    assert to_message("workflow_failed", {**FAILED, "url": None}) == WorkflowFailed(
+        "wf_1", "example.com", "gone", "look"
+    )
     assert to_message("workflow_failed", {**FAILED, "reason": None}) == OtherMessage(
         {**FAILED, "reason": None}, "message.reason: expected a string, not null"
     )
@@ -236,7 +238,9 @@ def test_events_are_values() -> None:
 
 
 def test_repr_is_short_and_printable() -> None:
-    assert repr(event_of({"type": "x_y", "id": "a", "_cursor": "1-0", "message": 1})) == "<Event x_y id='a' cursor='1-0'>"
+    assert (
+        repr(event_of({"type": "x_y", "id": "a", "_cursor": "1-0", "message": 1})) == "<Event x_y id='a' cursor='1-0'>"
+    )
     assert repr(event_of({"type": "x", "id": "a"})) == "<Event x id='a'>"
     odd = repr(event_of({"type": "x\n\x1b[31m", "id": "i" * 10_000, "_cursor": "\n" * 10_000}))
     assert odd.isprintable()
@@ -265,7 +269,10 @@ def test_long_text_with_an_emoji_is_held_once_and_narrow() -> None:
         (1736937060123, datetime(2025, 1, 15, 10, 31, 0, 123_000, tzinfo=UTC)),
         (1736937060000.5, datetime(2025, 1, 15, 10, 31, 0, 500, tzinfo=UTC)),
         (-1, datetime(1969, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)),
-        *[(odd, None) for odd in ("", "soon", "0001-01-01T00:00:00+14:00", 1e300, 10**400, float("nan"), True, None, [], {})],
+        *[
+            (odd, None)
+            for odd in ("", "soon", "0001-01-01T00:00:00+14:00", 1e300, 10**400, float("nan"), True, None, [], {})
+        ],
     ],
 )
 def test_time_is_read_or_none(value: object, time: datetime | None) -> None:

@@ -68,9 +68,13 @@ def test_documented_frame_is_what_it_says(name: str, as_bytes: bool) -> None:
 
 def test_the_three_spellings_are_one() -> None:
     message = {"workflowId": "wf_1"}
-    page = event_of({"eventType": "workflow_finished", "id": "1", "timestamp": "2025-01-15T10:31:00Z", "message": message})
+    page = event_of(
+        {"eventType": "workflow_finished", "id": "1", "timestamp": "2025-01-15T10:31:00Z", "message": message}
+    )
     sdk = event_of({"type": "workflow_finished", "id": "1", "timestamp": 1736937060000, "message": message})
-    webhook = event_of({"eventType": "workflow_finished", "id": "1", "timestamp": "2025-01-15T10:31:00Z", "data": message})
+    webhook = event_of(
+        {"eventType": "workflow_finished", "id": "1", "timestamp": "2025-01-15T10:31:00Z", "data": message}
+    )
     for event in (page, sdk, webhook):
         assert (event.id, event.type, event.timestamp, event.workflow_id, event.message) == (
             "1",
@@ -186,7 +190,9 @@ def test_event_type_wins_over_type() -> None:
 
 def test_control_message_that_names_itself_twice_stays_one() -> None:
     assert decode_value({"type": "heartbeat", "eventType": "heartbeat"}) == Heartbeat()
-    assert decode_value({"type": "control.draining", "eventType": "control", "retryAfterMs": 1}) == Draining(advice=0.001)
+    assert decode_value({"type": "control.draining", "eventType": "control", "retryAfterMs": 1}) == Draining(
+        advice=0.001
+    )
 
 
 def test_event_without_an_id_is_known_by_its_cursor_or_its_frame() -> None:
@@ -263,7 +269,9 @@ def test_later_cursor_is_later_though_its_text_is_not() -> None:
     assert compare_cursors("1742-10", "1742-9") == 1
 
 
-@pytest.mark.parametrize("odd", ["", "5", "1-", "-1", "1-2-3", "a-b", "+1-2", "1-2\n", "١-٢", "1_0-2", "9" * 5_000 + "-1"])
+@pytest.mark.parametrize(
+    "odd", ["", "5", "1-", "-1", "1-2-3", "a-b", "+1-2", "1-2\n", "١-٢", "1_0-2", "9" * 5_000 + "-1"]
+)
 def test_other_cursors_do_not_compare(odd: str) -> None:
     assert compare_cursors(odd, "1-0") is None
     assert compare_cursors("1-0", odd) is None

@@ -1,0 +1,33 @@
+"""Sphinx configuration."""
+
+import kadoa_trio
+
+project = "kadoa_trio"
+author = "the kadoa_trio contributors"
+version = release = kadoa_trio.__version__
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
+html_theme = "furo"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+default_role = "any"
+exclude_patterns = ["_build"]
+# Objects of other projects: their inventories would need the network at build time.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(trio|httpx|ssl|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?"),
+    (
+        r"py:.*",
+        r"(bool|bytes|dict|float|frozenset|int|list|object|str|tuple|type|None|optional|Any|Literal|Final|ClassVar)",
+    ),
+    (r"py:.*", r"(ValueError|OSError|LookupError|KeyboardInterrupt|BaseException|Exception|SystemExit|TracebackType)"),
+    (r"py:.*", r"(Iterable|AsyncIterator|Mapping|Callable|Awaitable|AbstractAsyncContextManager|SSLContext)"),
+    # Names as they stand in annotations of private modules; the public name is documented.
+    (r"py:.*", r"kadoa_trio\._.*"),
+    (r"py:.*", r"kadoa_trio\.testing\._.*"),
+    (
+        r"py:.*",
+        r"(Entry|Intake|Shared|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
+    ),
+]
+suppress_warnings = ["ref.any"]

@@ -1,0 +1,184 @@
+"""The project itself: rooms in order, one version, examples that run, and the two commands as processes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+import kadoa_trio
+from kadoa_trio.cli import main
+from kadoa_trio.testing import open_simulated_kadoa
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(kadoa_trio.__file__).parent
+ROOMS = (
+    "_version _errors _backoff _settings _events _wire _ledger _notices _exits _http _socket _channel _connection "
+    "_supervisor _client"
+).split()
+
+
+def imports(path: Path) -> set[str]:
+    """Give the modules that a file imports: ours as ``._name``, others by their first name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            found.add("." * node.level + module if node.level else module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+    return found
+
+
+def test_every_module_has_its_room() -> None:
+    modules = {path.stem for path in PACKAGE.glob("_*.py")} - {"__init__", "__main__"}
+    assert modules == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_lower_rooms_do_not_import_higher_ones(room: str) -> None:
+    found = imports(PACKAGE / f"{room}.py")
+    ours = {name.lstrip(".") for name in found if name.startswith(".")}
+    assert ours <= set(ROOMS[: ROOMS.index(room)])
+    assert ("httpx" in found) == (room == "_http")
+    assert ("trio_websocket" in found) == (room == "_socket")
+    assert room != "_ledger" or not found & {"trio", "time", "random"}
+
+
+def test_simulator_knows_nothing_of_the_client() -> None:
+    for path in (PACKAGE / "testing").glob("*.py"):
+        above = {name for name in imports(path) if name.startswith("..")}
+        assert above <= {".._settings", ".._exits"}
+
+
+def test_public_names_are_all_there() -> None:
+    for name in kadoa_trio.__all__:
+        assert hasattr(kadoa_trio, name)
+    assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_changelog_begins_with_this_version() -> None:
+    heading = re.search(r"^## (\S+)", (ROOT / "docs" / "changelog.md").read_text(), re.MULTILINE)
+    assert heading is not None
+    assert heading[1] == kadoa_trio.__version__
+
+
+def test_rehearsal_example_runs() -> None:
+    example = runpy.run_path(str(ROOT / "docs" / "examples" / "rehearsal.py"))
+    got = trio.run(example["main"], clock=trio.testing.MockClock(autojump_threshold=0))
+    assert got == ["workflow_failed", "workflow_recovered"]
+
+
+@pytest.mark.parametrize("example", ["first", "workers"])
+async def test_example_prints_events(
+    example: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / f"{example}.py"))
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        for name, value in kadoa.environment.items():
+            monkeypatch.setenv(name, value)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(code["main"])
+                await kadoa.wait_subscribed(1)
+                kadoa.publish("workflow_failed")
+                text = ""
+                while "failed" not in text:
+                    await trio.sleep(0.01)  # another program's output has no event
+                    text += capsys.readouterr().out
+                nursery.cancel_scope.cancel()
+
+
+# ---- the commands --------------------------------------------------------------------------------------------------
+
+
+def test_listen_without_a_key_is_used_wrongly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KADOA_API_KEY", raising=False)
+    assert main(["listen"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "KADOA_API_KEY" in output.err
+    assert "Traceback" not in output.err
+
+
+@pytest.mark.sockets
+async def test_listen_prints_one_json_line_an_event() -> None:
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                done: list[subprocess.CompletedProcess[bytes]] = []
+
+                @nursery.start_soon
+                async def listen() -> None:
+                    command = [sys.executable, "-m", "kadoa_trio", "listen", "--limit", "3"]
+                    done.append(
+                        await trio.run_process(
+                            command, capture_stdout=True, capture_stderr=True, env={**os.environ, **kadoa.environment}
+                        )
+                    )
+
+                await kadoa.wait_subscribed(1)
+                sent = kadoa.publish_many(3)
+        (result,) = done
+        assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [event.id for event in sent]
+        assert kadoa.api_key.encode() not in result.stderr
+
+
+@pytest.mark.sockets
+async def test_listen_with_a_wrong_key_fails_with_one_line() -> None:
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        with trio.fail_after(60):
+            result = await trio.run_process(
+                [sys.executable, "-m", "kadoa_trio", "listen"],
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                env={**os.environ, **kadoa.environment, "KADOA_API_KEY": "wrong-key-12345678"},
+            )
+        assert result.returncode == 1
+        assert b"KADOA_API_KEY" in result.stderr.splitlines()[-1]
+        assert b"Traceback" not in result.stderr
+        assert b"wrong-key" not in result.stderr
+
+
+@pytest.mark.sockets
+async def test_ctrl_c_ends_listen_at_once() -> None:
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                process = await nursery.start(
+                    lambda task_status: trio.run_process(
+                        [sys.executable, "-m", "kadoa_trio", "listen"],
+                        check=False,
+                        capture_stderr=True,
+                        env={**os.environ, **kadoa.environment},
+                        task_status=task_status,
+                    )
+                )
+                await kadoa.wait_subscribed(1)
+                process.send_signal(signal.SIGINT)
+                assert await process.wait() == 130
+
+
+@pytest.mark.sockets
+async def test_demo_is_perfect() -> None:
+    with trio.fail_after(100):
+        result = await trio.run_process(
+            [sys.executable, "-m", "kadoa_trio", "demo", "--seconds", "8"], capture_stdout=True, check=False
+        )
+    assert result.returncode == 0, result.stdout.decode()
+    assert b"PERFECT" in result.stdout
+    assert re.search(rb"lost +0\n", result.stdout)

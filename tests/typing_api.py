@@ -1,0 +1,54 @@
+"""Checked by mypy and pyright, never run: what programs do with the public types."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+import trio
+
+from kadoa_trio import (
+    Event,
+    EventChannel,
+    Message,
+    Notice,
+    Position,
+    PossibleGap,
+    Realtime,
+    State,
+    WorkflowDataChange,
+    WorkflowFailed,
+    open_realtime,
+)
+from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
+
+
+async def consume() -> None:
+    async with open_realtime("key", event_types={"workflow_failed"}, resume_from=Position(cursor="1-0")) as realtime:
+        assert_type(realtime, Realtime)
+        assert_type(realtime.events, EventChannel)
+        assert_type(realtime.state, State)
+        channel: trio.abc.ReceiveChannel[Event] = realtime.events
+        assert_type(await channel.receive(), Event)
+        async for event in realtime.events:
+            assert_type(event, Event)
+            assert_type(event.message, Message)
+            match event.message:
+                case WorkflowFailed(reason=reason):
+                    assert_type(reason, str)
+                case WorkflowDataChange(differences=differences):
+                    print(differences[0].fields[0].previous_value)
+                case _:
+                    pass
+        async with realtime.events.delivery() as delivery:
+            assert_type(delivery.event, Event)
+            assert_type(delivery.attempt, int)
+        async for notice in realtime.notices:
+            assert_type(notice, Notice)
+            if isinstance(notice, PossibleGap):
+                print(notice.gap.since)
+
+
+async def rehearse() -> None:
+    async with open_simulated_kadoa() as kadoa:
+        assert_type(kadoa, SimulatedKadoa)
+        kadoa.publish("workflow_failed")
