@@ -176,7 +176,7 @@ def test_no_payload_raises(event_type: str, payload: object) -> None:
 @given(
     st.fixed_dictionaries(
         {name: st.text(max_size=5) for name in FAILED},
-        optional={name: json_values for name in ("workflowName", "sourceUrl", "url", "other")},
+        optional=dict.fromkeys(("workflowName", "sourceUrl", "url", "other"), json_values),
     )
 )
 def test_required_strings_and_sound_optionals_make_the_class(payload: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -22,10 +23,23 @@ from kadoa_trio.testing import open_simulated_kadoa
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(kadoa_trio.__file__).parent
-ROOMS = (
-    "_version _errors _backoff _settings _events _wire _ledger _notices _exits _http _socket _channel _connection "
-    "_supervisor _client"
-).split()
+ROOMS = [
+    "_version",
+    "_errors",
+    "_backoff",
+    "_settings",
+    "_events",
+    "_wire",
+    "_ledger",
+    "_notices",
+    "_exits",
+    "_http",
+    "_socket",
+    "_channel",
+    "_connection",
+    "_supervisor",
+    "_client",
+]
 
 
 def imports(path: Path) -> set[str]:
@@ -159,15 +173,10 @@ async def test_ctrl_c_ends_listen_at_once() -> None:
     async with open_simulated_kadoa(loopback=True) as kadoa:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
-                process = await nursery.start(
-                    lambda task_status: trio.run_process(
-                        [sys.executable, "-m", "kadoa_trio", "listen"],
-                        check=False,
-                        capture_stderr=True,
-                        env={**os.environ, **kadoa.environment},
-                        task_status=task_status,
-                    )
+                run = functools.partial(
+                    trio.run_process, check=False, capture_stderr=True, env={**os.environ, **kadoa.environment}
                 )
+                process = await nursery.start(run, [sys.executable, "-m", "kadoa_trio", "listen"])
                 await kadoa.wait_subscribed(1)
                 process.send_signal(signal.SIGINT)
                 assert await process.wait() == 130

@@ -9,15 +9,14 @@ from kadoa_trio.testing import open_simulated_kadoa
 
 async def main() -> list[str]:
     handled = []
-    async with open_simulated_kadoa() as kadoa:
-        async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime:
-            await kadoa.wait_subscribed(1)
-            kadoa.publish("workflow_failed")
-            handled.append((await realtime.events.receive()).type)
-            await trio.sleep(3600)
-            kadoa.newest.reset()
-            kadoa.publish("workflow_recovered")
-            handled.append((await realtime.events.receive()).type)
+    async with open_simulated_kadoa() as kadoa, open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime:
+        await kadoa.wait_subscribed(1)
+        kadoa.publish("workflow_failed")
+        handled.append((await realtime.events.receive()).type)
+        await trio.sleep(3600)
+        kadoa.newest.reset()
+        kadoa.publish("workflow_recovered")
+        handled.append((await realtime.events.receive()).type)
     return handled
 
 

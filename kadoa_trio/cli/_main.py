@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import trio
 
 from .._errors import AuthenticationError, ConfigurationError, KadoaError
+from .._exits import pick
 from .._version import __version__
 from ._demo import demo
 from ._listen import listen
@@ -24,25 +25,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         # The commands tell what the log would say.
         logging.getLogger("kadoa_trio").addHandler(logging.NullHandler())
+    fault: BaseException | None = None
     try:
         if arguments.command == "demo":
             return trio.run(demo, arguments.seconds)
         return trio.run(listen, arguments.type, arguments.workflow, arguments.limit)
-    except KeyboardInterrupt:
-        return 130
-    except ConfigurationError as exc:
-        print(f"kadoa-trio: {exc}", file=sys.stderr)
-        return 2
-    except AuthenticationError as exc:
-        print(f"kadoa-trio: {exc}. Is KADOA_API_KEY right?", file=sys.stderr)
-        return 1
-    except KadoaError as exc:
-        print(f"kadoa-trio: {exc}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # `| head` has enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BaseExceptionGroup as group:
+        # The commands have nurseries of their own.
+        fault = pick(group)
+    except BaseException as exc:
+        fault = exc
+    return _explain(fault)
+
+
+def _explain(fault: BaseException) -> int:
+    """Say what went wrong in one line, and return the exit code; what no user can have caused is raised."""
+    match fault:
+        case KeyboardInterrupt():
+            return 130
+        case ConfigurationError():
+            print(f"kadoa-trio: {fault}", file=sys.stderr)
+            return 2
+        case AuthenticationError():
+            print(f"kadoa-trio: {fault}. Is KADOA_API_KEY right?", file=sys.stderr)
+            return 1
+        case KadoaError():
+            print(f"kadoa-trio: {fault}", file=sys.stderr)
+            return 1
+        case BrokenPipeError():
+            # `| head` has enough. Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+    raise fault
 
 
 def _parser() -> argparse.ArgumentParser:
