@@ -39,17 +39,13 @@ def lint(session: nox.Session) -> None:
     groups(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    # 127 wants httpx2 in place of httpx; this project stays with httpx, imported in one module.
-    # 910 and 911 want a checkpoint on every path, also where a loop has always made one.
-    session.run(
-        "flake8",
-        "--select",
-        "ASYNC",
-        "--extend-ignore",
-        "ASYNC127,ASYNC109,ASYNC910,ASYNC911",
-        "kadoa_trio",
-        "noxfile.py",
-    )
+    # What is left out, and why:
+    # 109, 127: a protocol's time-out is a setting; this project stays with httpx, imported in one module.
+    # 114, 128: startable methods are found by name only, and one passes its task_status on.
+    # 122: about Trio before 0.27, which is not supported.
+    # 124: the demo's scenes share one shape. 910 to 913: loops that have always met a checkpoint.
+    ignored = "ASYNC109,ASYNC127,ASYNC114,ASYNC128,ASYNC122,ASYNC124,ASYNC910,ASYNC911,ASYNC912,ASYNC913"
+    session.run("flake8", "--select", "ASYNC", "--extend-ignore", ignored, "kadoa_trio", "noxfile.py")
 
 
 @nox.session

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseExceptionGroup as group:
         # The commands have nurseries of their own.
         fault = pick(group)
-    except BaseException as exc:
+    except BaseException as exc:  # raised again below
         fault = exc
     return _explain(fault)
 
