@@ -341,7 +341,7 @@ async def _run(
                     realtime = Realtime(shared, supervisor)
                     await nursery.start(supervisor.run)
                     yield realtime
-                except BaseException as exc:  # raised again outside of the nursery
+                except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
                     error = exc
                 if realtime is not None:
                     realtime.stop()

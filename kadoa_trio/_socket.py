@@ -158,7 +158,7 @@ async def open_socket(
                 finally:
                     with trio.CancelScope(shield=True):
                         await opened.aclose()
-            except BaseException as exc:  # raised again outside of the nursery
+            except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
                 error = exc
             # Last: whatever awaits after this is cancelled, and its Cancelled would stand in for the user's error.
             nursery.cancel_scope.cancel(reason="the socket is closed")

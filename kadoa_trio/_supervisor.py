@@ -170,7 +170,9 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when, newest.ended, nursery.cancel_scope)
             await newest.draining.wait()
-            if not newest.stable:
+            if newest.stable:
+                self._backoff.stable()
+            else:
                 # A server that drains whatever it accepts: the larger of its advice and our backoff.
                 earliest = self._next_after_failure()
             await trio.sleep_until(max(newest.heir_due, earliest))
@@ -182,6 +184,7 @@ class Supervisor:
         self._observe_end(newest)
         if not newest.stable:
             return earliest or self._next_after_failure()
+        self._backoff.stable()
         return now if newest.draining.is_set() else now + self._backoff.delay()
 
     def _next_after_failure(self) -> float:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseExceptionGroup as group:
         # The commands have nurseries of their own.
         fault = pick(group)
-    except BaseException as exc:  # raised again below
+    except BaseException as exc:  # noqa: ASYNC103  # raised again, below
         fault = exc
     return _explain(fault)
 

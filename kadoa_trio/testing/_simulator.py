@@ -319,7 +319,7 @@ async def open_simulated_kadoa(
             try:
                 await kadoa._listen(loopback=loopback)
                 yield kadoa
-            except BaseException as exc:  # raised again outside of the nursery
+            except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
                 error = exc
             nursery.cancel_scope.cancel(reason="the simulated Kadoa is left")
     except BaseExceptionGroup as group:
