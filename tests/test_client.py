@@ -171,8 +171,8 @@ async def test_transient_fault_is_outwaited(autojump_clock: Any, fault: dict[str
                 await trio.sleep(25)
                 kadoa.heal()
 
-            async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime:
-                with trio.fail_after(60):
+            async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, connect_timeout=120) as realtime:
+                with trio.fail_after(110):
                     await realtime.wait_live()
                 sent = kadoa.publish()
                 assert await take(realtime, 1) == [sent.id]

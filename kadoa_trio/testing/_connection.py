@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -172,7 +173,11 @@ class SimulatedConnection:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    await self._handshake(nursery)
+                    # Caught inside of the nursery, which would wrap it.
+                    with contextlib.suppress(
+                        trio_websocket.ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError
+                    ):
+                        await self._handshake(nursery)
                     self._scope.cancel(reason="it has ended")
         finally:
             self._forget()
