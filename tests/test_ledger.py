@@ -41,8 +41,11 @@ def name(number: int) -> str:
     return f"e{number}"
 
 
+mostly = st.sampled_from([True, True, True, False])
+
+
 class Machine(RuleBasedStateMachine):
-    @initialize(overtake=st.booleans(), coarse=st.integers(0, 3), honest=st.booleans(), cursors=st.booleans())
+    @initialize(overtake=st.booleans(), coarse=st.integers(0, 3), honest=mostly, cursors=mostly)
     def begin(self, overtake: bool, coarse: int, honest: bool, cursors: bool) -> None:
         self.overtake, self.coarse, self.honest, self.cursors = overtake, coarse, honest, cursors
         self.now = START
@@ -57,6 +60,7 @@ class Machine(RuleBasedStateMachine):
         self.saw_gap = False
         self.cursor_before = -1
         self.ledger = Ledger(WINDOW)
+        self.open(ignore=False, promised=True)
 
     # ---- the server ------------------------------------------------------------------------------------------------
 
@@ -71,8 +75,11 @@ class Machine(RuleBasedStateMachine):
             self.published += 1
 
     @precondition(lambda self: len(self.links) < 3)
-    @rule(ignore=st.booleans(), promised=st.booleans())
-    def open(self, ignore: bool, promised: bool) -> None:
+    @rule(ignore=st.booleans(), promised=mostly)
+    def connect(self, ignore: bool, promised: bool) -> None:
+        self.open(ignore=ignore, promised=promised)
+
+    def open(self, *, ignore: bool, promised: bool) -> None:
         self.generation += 1
         promised = promised or self.honest
         cursor = self.ledger.open(self.generation, self.tick(), promised=promised)
@@ -150,6 +157,7 @@ class Machine(RuleBasedStateMachine):
             self.ledger.settle(entry)  # changes nothing
             self.settled.add(number)
 
+    @precondition(lambda self: self.settled and self.unsettled)
     @rule()
     def crash_and_restart(self) -> None:
         position = self.ledger.settled_position()
@@ -209,7 +217,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestMachine.settings = settings(max_examples=600, stateful_step_count=40, deadline=None)
 
 
 # ---- the rules, one by one -----------------------------------------------------------------------------------------
