@@ -95,6 +95,7 @@ class HttpClient:
             AttemptError: everything that may pass: the network, a hang, 408,
                 425, 429, 3xx, 5xx.
         """
+        await trio.lowlevel.checkpoint()  # whatever the transport does
         url = self._settings.endpoints.public_api.rstrip("/") + "/v4/oauth2/token"
         timeout = self._settings.token_timeout
         answer: _Answer | None = None
@@ -158,7 +159,9 @@ class _Answer:
             async for chunk in response.aiter_bytes():
                 self.body += chunk[: MAX_ANSWER - len(self.body)]
                 if len(self.body) >= MAX_ANSWER:
-                    break
+                    # Leaving the loop would leave httpx's generators to the garbage collector; a cancellation ends them.
+                    self.complete = True
+                    grace.cancel(reason="the answer is longer than any that is documented")
             self.complete = True
 
 
@@ -330,8 +333,9 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
         for inner in exc.exceptions:
             yield from _leaves(inner)
-    elif exc.__cause__ is not None:
-        yield from _leaves(exc.__cause__)
+    elif (below := exc.__cause__ or exc.__context__) is not None:
+        # The context, too: the library below httpx does not always name a cause.
+        yield from _leaves(below)
     else:
         yield exc
 

@@ -711,6 +711,26 @@ async def test_cursor_on_trial_is_accepted_when_the_server_recovers(autojump_clo
         await nothing_more(realtime)
 
 
+async def test_reset_of_the_candidate_is_no_verdict_on_the_cursor(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        await settle_in(kadoa, realtime)
+        kadoa.faults = Faults(refuse_cursors=True)
+        kadoa.newest.reset()
+        while not any(one.subscribed for one in kadoa.connections):  # noqa: ASYNC110  # the witness
+            await trio.sleep(0.1)
+        kadoa.faults = Faults(accept_then_reset=True)
+        made = len(kadoa.subscribed)
+        await kadoa.wait_subscribed(made + 3)
+        kadoa.heal()
+        sent = kadoa.publish_many(3)
+        assert await take(realtime, 3) == ids(sent)
+        await trio.sleep(60)
+        found = notices(realtime)
+        assert kinds(found, CursorAccepted)
+        assert not kinds(found, CursorDropped)
+        assert realtime.statistics().gap_count == 0
+
+
 async def test_resets_do_not_put_the_cursor_on_trial(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         sent = kadoa.publish_many(3)
