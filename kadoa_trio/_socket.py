@@ -205,8 +205,10 @@ class Socket:
             SocketEnded: everything has been received, and the socket has ended.
             trio.ClosedResourceError: we have closed it.
         """
-        with contextlib.suppress(trio_websocket.ConnectionClosed):
+        try:  # once for every message: contextlib.suppress would cost as much as decoding it
             return await self._connection.get_message()
+        except trio_websocket.ConnectionClosed:
+            pass
         # Outside of the handler: the library's error holds the server's words as they came.
         if self._closed:
             raise trio.ClosedResourceError

@@ -124,9 +124,10 @@ def test_decode_keeps_every_event_however_odd(frame: dict[str, Any], ascii_only:
     text = json.dumps(frame, ensure_ascii=ascii_only)
     decoded = decode(text)
     event_type, kind = frame.get("eventType"), frame.get("type")
-    name = event_type if isinstance(event_type, str) and event_type else kind
+    by_event_type = isinstance(event_type, str) and event_type != ""
+    name = event_type if by_event_type else kind
     named = isinstance(name, str) and name != ""
-    control = name is kind and named and (name == "heartbeat" or name.startswith("control."))
+    control = not by_event_type and named and (name == "heartbeat" or name.startswith("control."))
     has_id = isinstance(frame.get("id"), (str, int)) and not isinstance(frame.get("id"), bool) and frame["id"] != ""
     carries = has_id or frame.get("message") is not None or frame.get("data") is not None
     assert isinstance(decoded, Event) is (named and not control and carries)
