@@ -27,17 +27,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"kadoa_trio\.testing\._.*"),
     (
         r"py:.*",
-        r"(Entry|Intake|Shared|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
+        r"(FaultyStream|Entry|Intake|Shared|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
     ),
 ]
 suppress_warnings = ["ref.any"]
-
-
-def _plain_first_line(app, what, name, obj, options, lines):
-    # Napoleon takes what stands before a colon in an attribute's docstring for its type; an empty one keeps it off.
-    if what in ("attribute", "property", "data") and lines and ":" in lines[0]:
-        lines[0] = f": {lines[0]}"
-
-
-def setup(app):
-    app.connect("autodoc-process-docstring", _plain_first_line, priority=400)

@@ -34,7 +34,7 @@ class RetryPolicy:
     initial: float = attrs.field(default=0.5, validator=_positive)
     """Upper end of the wait after the first failure. Default 0.5 s."""
     maximum: float = attrs.field(default=30.0, validator=_positive)
-    """Upper end of any wait. Default 30 s: an outage of hours ends within half a minute of its end."""
+    """Upper end of any wait. Default 30 s, so that an outage of hours ends within half a minute of its end."""
     retry_after_limit: float = attrs.field(default=120.0, validator=_positive)
     """A longer ``Retry-After`` is cut to this. Default 120 s: no server may make the client deaf."""
     attempts_per_minute: int = 60

@@ -37,9 +37,9 @@ class _Parcel:
     __slots__ = ("attempt", "entry", "event")
 
     def __init__(self, event: Event, entry: Entry) -> None:
-        self.event = event
-        self.entry = entry
-        self.attempt = 1
+        self.event: Event = event
+        self.entry: Entry = entry
+        self.attempt: int = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +90,7 @@ class Intake:
         self._paused = False
         self._handles = 0
         self._fault: Exception | None = None
-        self.closed = False
+        self.closed: bool = False
         """Whether admission has ended."""
 
     # ---- admission ---------------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ class Delivery:
 
     @property
     def attempt(self) -> int:
-        """How often this process has handed it out: 1 the first time."""
+        """How often this process has handed it out, 1 the first time."""
         return self._require().attempt
 
     def _require(self) -> _Parcel:

@@ -110,7 +110,7 @@ class WorkflowDataChange:
     """The id of the change; `Event.id` is another one."""
     workflow_id: str | None = None
     data: tuple[Any, ...] | None = attrs.field(default=None, repr=False)
-    """The records, where they are sent along: possibly all of them, and megabytes."""
+    """The records, where they are sent along; possibly all of them, and megabytes."""
     differences: tuple[Difference, ...] = attrs.field(default=(), repr=False)
     url: str | None = None
     created_at: datetime | None = None

@@ -80,7 +80,7 @@ class Position:
     settled: tuple[str, ...] = ()
     """Ids that were settled and that a resumption from `cursor` may bring again, oldest first."""
     recent: tuple[str, ...] = ()
-    """The newest settled ids besides, at most 1,000: a replay may start earlier than asked."""
+    """The newest settled ids besides, at most 1,000, since a replay may start earlier than asked."""
     last_life: datetime | None = None
     """When the server last gave a sign of life."""
     gaps: tuple[Gap, ...] = ()
@@ -187,9 +187,9 @@ class Ledger:
         self._ahead: dict[str, Entry] = {}
         self._recent: deque[str] = deque(maxlen=RECENT_IDS)
         self._gaps: deque[Gap] = deque(maxlen=MAX_GAPS)
-        self.gap_count = 0
+        self.gap_count: int = 0
         """How many possible gaps were found in all, those of the position included."""
-        self.repeated = 0
+        self.repeated: int = 0
         """How many deliveries were repetitions of a remembered id."""
         if position is not None:
             self._restore(position)

@@ -32,9 +32,9 @@ class State(enum.Enum):
     LIVE = "live"
     """The newest connection has delivered a frame and is watched by its heartbeat."""
     REPLACING = "replacing"
-    """The newest connection is draining: live, and its heir is on the way."""
+    """The newest connection is draining. It is live, and its heir is on the way."""
     STOPPED = "stopped"
-    """Admission has ended: `stop()` was called, or the block was left."""
+    """Admission has ended; `stop()` was called, or the block was left."""
     FAILED = "failed"
     """A fault that retrying cannot mend ended the client."""
 
@@ -404,11 +404,11 @@ class Reporter:
 
     def __init__(self, wall_clock: Callable[[], datetime]) -> None:
         self.wall_clock = wall_clock
-        self.status = Status()
-        self.dropped = 0
+        self.status: Status = Status()
+        self.dropped: int = 0
         """How many notices nobody read in time."""
         self._send, self._receive = trio.open_memory_channel[Notice](MAX_NOTICES)
-        self.notices = self._receive.clone()
+        self.notices: trio.MemoryReceiveChannel[Notice] = self._receive.clone()
         """The user's end."""
         self._changed = trio.Event()
 

@@ -33,16 +33,16 @@ class SimulatedConnection:
         self._waiting: list[PublishedEvent] | None = None
         self.number = number
         """Which one it is, from 1, of all that were ever made."""
-        self.opened_at = trio.current_time()
-        self.subscribed = False
+        self.opened_at: float = trio.current_time()
+        self.subscribed: bool = False
         self.last_cursor: str | None = None
         """The cursor that the client subscribed with."""
         self.received: list[Any] = []
         """Everything that the client has sent, parsed."""
         self.sent: list[PublishedEvent] = []
         """Every event that was sent, the repeated ones again."""
-        self.draining = False
-        self.open = True
+        self.draining: bool = False
+        self.open: bool = True
         self.client_close_code: int | None = None
         """The close code that the client sent, if it closed first."""
 

@@ -52,7 +52,7 @@ class Faults:
     handshake_hang: bool = False
     """Never answer handshakes."""
     refuse_connections: bool = False
-    """Refuse TCP connections (on loopback: reset them at once)."""
+    """Refuse TCP connections, which on loopback means to reset them at once."""
     accept_then_close: int | None = None
     """Close each connection with this code as soon as it has subscribed."""
     accept_then_reset: bool = False

@@ -38,25 +38,25 @@ class SimulatedKadoa:
         self._changed = trio.Event()
         self.heartbeat_interval = heartbeat_interval
         """Seconds between heartbeats."""
-        self.api_key = "key-" + secrets.token_hex(16)
+        self.api_key: str = "key-" + secrets.token_hex(16)
         """The only key that it takes."""
         self.team_id = "team-1"
-        self.faults = Faults()
+        self.faults: Faults = Faults()
         """What is wrong at present."""
-        self.stream = Stream()
+        self.stream: Stream = Stream()
         self.connections: list[SimulatedConnection] = []
         """The open connections, oldest first."""
         self.subscribed: list[SimulatedConnection] = []
         """Every connection that ever subscribed, in order."""
         self.acknowledged: list[str] = []
         """Event ids that were acknowledged."""
-        self.token_requests = 0
+        self.token_requests: int = 0
         self.handshakes = 0
         self.attempt_times: list[float] = []
         """When each token was asked for, on Trio's clock."""
-        self.max_open_connections = 0
-        self.endpoints = Endpoints()
-        """Where it is: give it to the client."""
+        self.max_open_connections: int = 0
+        self.endpoints: Endpoints = Endpoints()
+        """Where it is; give it to the client."""
 
     def __repr__(self) -> str:
         return f"<SimulatedKadoa, {len(self.connections)} connections, {len(self.stream.events)} events>"
