@@ -44,7 +44,7 @@ from ._errors import (
     scrub,
     scrubbed,
 )
-from ._settings import Settings
+from ._settings import CLOSE_TIMEOUT, Settings
 
 MAX_ANSWER = 64 * 1024
 """An answer longer than this is not read further, in bytes. The documented one has a few hundred."""
@@ -203,8 +203,12 @@ async def open_http(
     if client is None:
         # Without the original's text: it shows the proxy's URL, which may hold a password.
         raise ConfigurationError("the proxy that the environment names (HTTPS_PROXY, ALL_PROXY, ...) cannot be used")
-    async with client:
+    try:
         yield HttpClient(client, api_key, settings, wall_clock)
+    finally:
+        # Shielded: a Cancelled from in here would stand in for the exception of the caller's block.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
+            await client.aclose()
 
 
 @functools.cache

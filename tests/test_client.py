@@ -281,6 +281,14 @@ async def test_exception_of_the_body_comes_out_bare(autojump_clock: Any, pair: A
             assert caught.value is error
 
 
+async def test_exception_of_the_body_survives_a_cancellation(autojump_clock: Any) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        with trio.CancelScope() as scope, pytest.raises(ValueError, match="mine"):
+            async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints):
+                scope.cancel()
+                raise ValueError("mine")
+
+
 @pytest.mark.parametrize("how", ["leave", "cancel", "raise"])
 async def test_leaving_is_bounded_even_if_nobody_answers(autojump_clock: Any, how: str) -> None:
     async with open_simulated_kadoa() as kadoa:
