@@ -314,10 +314,10 @@ class Connection:
             del message  # a large one is not kept for the time that its event waits
             if isinstance(frame, Event):
                 self.events += 1
-                if self._hold is None:
-                    await self._admit(frame)
-                else:
+                if self._hold is not None:
                     await self._keep(frame)
+                elif not self._try_admit(frame, frame.cursor):
+                    await self._admit(frame)
                 del frame
             elif isinstance(frame, DrainNotice):
                 self._drain(frame, now)
@@ -364,31 +364,39 @@ class Connection:
     # ---- events ------------------------------------------------------------------------------------------------
 
     async def _admit(self, event: Event, *, use_cursor: bool = True) -> None:
-        """Admit an event when there is room: in one step with its place in the buffer, or not at all."""
+        """Admit an event as soon as there is room."""
+        cursor = event.cursor if use_cursor else None
+        while not self._try_admit(event, cursor):
+            with self._suspended():
+                await self._shared.intake.wait_room(event.size)
+
+    def _try_admit(self, event: Event, cursor: str | None) -> bool:
+        """Admit an event, in one step with its place in the buffer; False if there is no room for it.
+
+        Everything is looked at again after a wait: another connection may have
+        brought the event meanwhile, and admission may have ended.
+        """
         shared = self._shared
         ledger, intake = shared.ledger, shared.intake
-        cursor = event.cursor if use_cursor else None
-        if not ledger.knows(event.id):
-            wanted = shared.wants(event)
-            if wanted and not intake.has_room(event.size):
-                with self._suspended():
-                    await intake.wait_room(event.size)
-            # Another connection may have brought it meanwhile, and admission may have ended.
-            if intake.closed:
-                return
-            if not ledger.knows(event.id):
-                entry, gaps = ledger.admit(self.generation, event.id, cursor)
-                self.admitted += 1
-                shared.received += 1
-                if wanted:
-                    intake.put(event, entry)
-                else:
-                    shared.filtered += 1
-                    ledger.settle(entry)
-                if gaps:
-                    shared.tell(gaps)
-                return
-        ledger.repeat(self.generation, event.id, cursor)
+        if ledger.knows(event.id):
+            ledger.repeat(self.generation, event.id, cursor)
+            return True
+        if intake.closed:
+            return True
+        wanted = shared.wants(event)
+        if wanted and not intake.has_room(event.size):
+            return False
+        entry, gaps = ledger.admit(self.generation, event.id, cursor)
+        self.admitted += 1
+        shared.received += 1
+        if wanted:
+            intake.put(event, entry)
+        else:
+            shared.filtered += 1
+            ledger.settle(entry)
+        if gaps:
+            shared.tell(gaps)
+        return True
 
     async def _keep(self, event: Event) -> None:
         hold = self._hold

@@ -149,7 +149,7 @@ def _payload_of(payload: object) -> _Payload | None:
 
 def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
     event_type, kind = envelope.event_type, envelope.type
-    if not _names(event_type):
+    if not (type(event_type) is str and event_type and event_type.isascii()) and not _names(event_type):
         event_type = None
         if _names(kind) and kind != "heartbeat" and not kind.startswith("control."):
             event_type = kind

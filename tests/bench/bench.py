@@ -73,9 +73,10 @@ def serve(ready: Connection, count: int, size: int) -> None:
                     pass
 
 
-async def bare(port: int, count: int) -> float:
+async def bare(port: int, count: int, *, buffer: int = 4096) -> float:
+    """Receive and decode; 4 KiB is the receive buffer that trio-websocket has when nobody asks for another."""
     async with trio_websocket.open_websocket_url(
-        f"ws://127.0.0.1:{port}/?access_token=token", receive_buffer_size=BUFFER
+        f"ws://127.0.0.1:{port}/?access_token=token", receive_buffer_size=buffer
     ) as ws:
         began = time.perf_counter()
         await ws.send_message('{"action":"subscribe","channel":"team-1"}')
@@ -109,13 +110,14 @@ def measure(count: int, size: int, rounds: int) -> None:
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(there, count, size), daemon=True)
     process.start()
     port = here.recv()
-    results: dict[str, list[float]] = {"bare": [], "ours": [], "ours, message read": []}
+    results: dict[str, list[float]] = {"bare": [], "bare, large buffer": [], "ours": [], "ours, message read": []}
     cpu: dict[str, list[float]] = {name: [] for name in results}
     for _ in range(rounds):
         for name in results:
             before = time.process_time()
-            if name == "bare":
-                results[name].append(trio.run(bare, port, count))
+            if name.startswith("bare"):
+                buffer = BUFFER if "large" in name else 4096
+                results[name].append(trio.run(lambda buffer=buffer: bare(port, count, buffer=buffer)))
             else:
                 results[name].append(trio.run(lambda name=name: ours(port, count, read="read" in name)))
             cpu[name].append((time.process_time() - before) / count * 1e6)
