@@ -22,6 +22,7 @@ import httpx
 import pytest
 import trio
 import trio.testing
+from _loopback import chain, everything_said, read_head, server_tls, serving, trusting_tls
 
 from kadoa_trio._errors import (
     AttemptError,
@@ -34,7 +35,6 @@ from kadoa_trio._errors import (
 )
 from kadoa_trio._http import MAX_ANSWER, HttpClient, Token, censor, open_http, parse_retry_after, presentable
 from kadoa_trio._settings import Endpoints, Settings
-from tests._loopback import chain, everything_said, read_head, server_tls, serving, trusting_tls
 
 KEY = "tk-0f8b1c2d-s3cr3t/k3y+for=tests"
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)

@@ -21,11 +21,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
-
-from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
-from kadoa_trio._settings import CLOSE_TIMEOUT, Endpoints, Settings
-from kadoa_trio._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
-from tests._loopback import (
+from _loopback import (
     CLOSE_1000,
     accept,
     chain,
@@ -37,6 +33,10 @@ from tests._loopback import (
     serving,
     trusting_tls,
 )
+
+from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
+from kadoa_trio._settings import CLOSE_TIMEOUT, Endpoints, Settings
+from kadoa_trio._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
 
 TOKEN = "eyJ0b2tlbiI6IjEifQ.s3cr3t/t0k3n+with=odd&chars"
 QUOTED = quote(TOKEN, safe="")
