@@ -77,6 +77,10 @@ class Intake:
         self, settings: Settings, ledger: Ledger, reporter: Reporter, on_abandoned: Callable[[], None]
     ) -> None:
         self._settings = settings
+        # Looked up for every event.
+        self._max_events = settings.max_buffered_events
+        self._max_bytes = settings.max_buffered_bytes
+        self._max_unsettled = settings.max_unsettled
         self._ledger = ledger
         self._reporter = reporter
         self._on_abandoned = on_abandoned
@@ -85,6 +89,7 @@ class Intake:
         self._growing: list[_Parcel] | None = None
         self._line: deque[_Parcel] = deque()
         self._room = trio.lowlevel.ParkingLot()
+        self._waiting = 0  # at most so many are parked there
         self._events = 0
         self._bytes = 0
         self._paused = False
@@ -97,12 +102,11 @@ class Intake:
 
     def has_room(self, size: int) -> bool:
         """Tell whether an event of *size* bytes may be admitted now."""
-        settings = self._settings
         return (
-            self._events < settings.max_buffered_events
+            self._events < self._max_events
             # One that is larger than the whole budget is let in alone, or it could never be delivered.
-            and (self._bytes + size <= settings.max_buffered_bytes or not self._events)
-            and self._ledger.unsettled < settings.max_unsettled
+            and (self._bytes + size <= self._max_bytes or not self._events)
+            and self._ledger.unsettled < self._max_unsettled
         ) or self.closed
 
     async def wait_room(self, size: int) -> None:
@@ -114,7 +118,11 @@ class Intake:
                 self._reporter.publish(
                     AdmissionPaused, oldest=self._ledger.oldest_unsettled, unsettled=self._ledger.unsettled
                 )
-            await self._room.park()
+            self._waiting += 1
+            try:
+                await self._room.park()
+            finally:
+                self._waiting -= 1
 
     def put(self, event: Event, entry: Entry) -> None:
         """Put an admitted event into the buffer."""
@@ -176,7 +184,7 @@ class Intake:
     def _taken(self, parcel: _Parcel) -> _Parcel:
         self._events -= 1
         self._bytes -= parcel.event.size
-        if self._room:
+        if self._waiting:
             self._make_room()
         return parcel
 
@@ -193,7 +201,7 @@ class Intake:
     def settle(self, entry: Entry) -> None:
         """Settle an event."""
         self._ledger.settle(entry)
-        if self._room or self._paused:
+        if self._waiting or self._paused:
             self._make_room()
 
     def _make_room(self) -> None:
@@ -254,6 +262,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         self._receive = receive
         self._current: _Parcel | None = None
         self._owner: trio.lowlevel.Task | None = None
+        self._asking: trio.lowlevel.Task | None = None
         self._busy = False
         self._closed = False
 
@@ -276,9 +285,8 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             trio.ClosedResourceError: this handle was closed.
             KadoaError: the fault that ended the client; once, on one handle.
         """
-        parcel = await self._take()
-        self._current = parcel
-        self._owner = trio.lowlevel.current_task()
+        self._current = parcel = await self._take()
+        self._owner = self._asking
         return parcel.event
 
     def receive_nowait(self) -> Event:
@@ -297,7 +305,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
                 self._end()
             parcel = self._intake.split(batch)
         self._current = parcel
-        self._owner = trio.lowlevel.current_task()
+        self._owner = self._asking
         return parcel.event
 
     def settle(self) -> None:
@@ -376,19 +384,22 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             raise trio.ClosedResourceError
         if self._busy:
             raise trio.BusyResourceError("another task is receiving from this handle; give each task a clone()")
-        if self._current is not None:
-            if self._owner is not trio.lowlevel.current_task():
+        self._asking = trio.lowlevel.current_task()
+        parcel = self._current
+        if parcel is not None:
+            if self._owner is not self._asking:
                 raise trio.BusyResourceError(
-                    f"another task received event {self._current.event.id} from this handle and has not settled it; "
+                    f"another task received event {parcel.event.id} from this handle and has not settled it; "
                     "give each task a clone()"
                 )
-            self.settle()
+            self._current = None
+            self._intake.settle(parcel.entry)
 
     @trio.lowlevel.enable_ki_protection
     async def _take(self) -> _Parcel:
         self._ask()
-        intake = self._intake
         self._busy = True
+        intake = self._intake
         try:
             # First, so that under load the next event is there already: to be woken for each one costs twice as much.
             await trio.lowlevel.checkpoint()

@@ -91,6 +91,11 @@ class Shared:
     received: int = 0
     """Events admitted, the filtered ones included."""
     filtered: int = 0
+    filters: bool = attrs.field(init=False)
+    """Whether the program asked for some events only."""
+
+    def __attrs_post_init__(self) -> None:
+        self.filters = self.event_types is not None or self.workflow_ids is not None
 
     def tell(self, gaps: list[Gap]) -> None:
         """Report possible gaps."""
@@ -187,6 +192,8 @@ class Connection:
         self._waiting_since = 0.0
         self._resumed = trio.Event()
         self._last_frame = 0.0
+        # Until this time a frame need not move the heartbeat's deadline.
+        self._far_enough = 0.0
         self._progress = 0
 
     def __repr__(self) -> str:
@@ -299,6 +306,7 @@ class Connection:
         shared, heartbeat = self._shared, self._heartbeat
         timeout = shared.settings.heartbeat_timeout
         slack = timeout * _HEARTBEAT_SLACK
+        confirmed = False
         while True:
             try:
                 message = await socket.receive()
@@ -306,9 +314,11 @@ class Connection:
                 return _end_of(exc)
             now = self._last_frame = trio.current_time()
             self._progress = 0
-            if heartbeat.deadline - now < timeout:
+            if now > self._far_enough:
                 heartbeat.deadline = now + timeout + slack
-            if not self.confirmed.is_set():
+                self._far_enough = now + slack
+            if not confirmed:
+                confirmed = True
                 self._confirm(now)
             frame = decode(message)
             del message  # a large one is not kept for the time that its event waits
@@ -383,7 +393,7 @@ class Connection:
             return True
         if intake.closed:
             return True
-        wanted = shared.wants(event)
+        wanted = not shared.filters or shared.wants(event)
         if wanted and not intake.has_room(event.size):
             return False
         entry, gaps = ledger.admit(self.generation, event.id, cursor)
@@ -420,7 +430,7 @@ class Connection:
         """Stop the clocks of heartbeat and stability: it is we who do not read."""
         if not self._pauses:
             self._waiting_since = trio.current_time()
-            self._heartbeat.deadline = math.inf
+            self._heartbeat.deadline = self._far_enough = math.inf
         self._pauses += 1
 
     def resume_clocks(self) -> None:
@@ -431,6 +441,7 @@ class Connection:
         now = trio.current_time()
         self._waited += now - self._waiting_since
         self._heartbeat.deadline = now + self._shared.settings.heartbeat_timeout
+        self._far_enough = 0.0
         self._last_frame = now
         self._resumed.set()
         self._resumed = trio.Event()

@@ -165,8 +165,7 @@ class Event:
     """
     type: str
     """The event type, such as ``"workflow_failed"``; new ones may come at any time."""
-    timestamp: datetime | None
-    """When it happened, in UTC; None where the frame says nothing that can be read."""
+    _time: object = attrs.field(repr=False)
     cursor: str | None
     """Where the event stands in the server's stream, if the server said so."""
     id_source: IdSource
@@ -175,6 +174,11 @@ class Event:
     # An ASCII string or else UTF-8: one emoji makes a string of 50 MB one of 200 MB.
     workflow_id: str | None = None
     """The workflow that the event is about, where its payload names one."""
+
+    @cached_property
+    def timestamp(self) -> datetime | None:
+        """When it happened, in UTC; None where the frame says nothing that can be read."""
+        return read_time(self._time)
 
     @cached_property
     def raw(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeGuard
 import attrs
 import msgspec
 
-from ._events import Event, json_kind, parse_json, read_time
+from ._events import Event, json_kind, parse_json
 
 _CURSOR: Final = re.compile(r"([0-9]{1,40})-([0-9]{1,40})", re.ASCII)
 
@@ -163,7 +163,7 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
             elif data is not None and _names(data.workflow_id):
                 workflow_id = data.workflow_id
             cursor = _identifier(envelope.cursor)
-            time = read_time(envelope.timestamp)
+            time = envelope.timestamp
             if event_id is not None:
                 return Event(event_id, event_type, time, cursor, "id", frame, workflow_id)
             if cursor is not None:
