@@ -16,10 +16,14 @@
 #   _wire        frames to objects and back
 #   _ledger      ids, where to resume, what is settled; no I/O, no clock
 #   _notices     what the client tells about itself, and the one state
+#   _stores      cursor stores: where a position outlives a process
+#   _keeper      takes the position up, and saves it behind the events
 #   _exits       which exception leaves a block that hides a nursery
 #   _http        the token request; the only import of httpx
 #   _socket      one WebSocket; the only import of trio_websocket
 #   _channel     the buffer of events, and the handles to receive from
+#   _acks        acknowledgements of settled events
+#   _repair      fills possible gaps from the notification log
 #   _connection  one generation, from its token to its end
 #   _supervisor  the succession of connections
 #   _client      open_realtime
@@ -37,10 +41,13 @@ from ._errors import AttemptError as AttemptError
 from ._errors import AuthenticationError as AuthenticationError
 from ._errors import ConfigurationError as ConfigurationError
 from ._errors import ConnectionFailedError as ConnectionFailedError
+from ._errors import ConsumerOwnedError as ConsumerOwnedError
+from ._errors import CursorStoreError as CursorStoreError
 from ._errors import ForeignError as ForeignError
 from ._errors import InternalError as InternalError
 from ._errors import KadoaError as KadoaError
 from ._errors import MessageTooLargeError as MessageTooLargeError
+from ._errors import OwnershipLostError as OwnershipLostError
 from ._errors import ProtocolError as ProtocolError
 from ._errors import RequestRefusedError as RequestRefusedError
 from ._events import Difference as Difference
@@ -55,6 +62,7 @@ from ._events import WorkflowRecovered as WorkflowRecovered
 from ._ledger import Gap as Gap
 from ._ledger import GapReason as GapReason
 from ._ledger import Position as Position
+from ._notices import AcknowledgementsResting as AcknowledgementsResting
 from ._notices import AdmissionPaused as AdmissionPaused
 from ._notices import AttemptStarted as AttemptStarted
 from ._notices import Connected as Connected
@@ -65,11 +73,16 @@ from ._notices import CursorOnTrial as CursorOnTrial
 from ._notices import Draining as Draining
 from ._notices import Failed as Failed
 from ._notices import FrameIgnored as FrameIgnored
+from ._notices import GapRemains as GapRemains
+from ._notices import GapRepaired as GapRepaired
 from ._notices import Lost as Lost
 from ._notices import Notice as Notice
+from ._notices import PositionNotSaved as PositionNotSaved
+from ._notices import PositionSaved as PositionSaved
 from ._notices import PossibleGap as PossibleGap
 from ._notices import Refused as Refused
 from ._notices import Replaced as Replaced
+from ._notices import Resumed as Resumed
 from ._notices import Retrying as Retrying
 from ._notices import Stable as Stable
 from ._notices import State as State
@@ -77,9 +90,14 @@ from ._notices import Stopped as Stopped
 from ._notices import Subscribed as Subscribed
 from ._settings import Endpoints as Endpoints
 from ._settings import Network as Network
+from ._stores import CursorSession as CursorSession
+from ._stores import CursorStore as CursorStore
+from ._stores import MemoryCursorStore as MemoryCursorStore
+from ._stores import SQLiteCursorStore as SQLiteCursorStore
 from ._version import __version__ as __version__
 
 __all__ = [
+    "AcknowledgementsResting",
     "AdmissionPaused",
     "AttemptError",
     "AttemptStarted",
@@ -88,9 +106,13 @@ __all__ = [
     "Connected",
     "ConnectionFailedError",
     "ConnectionStatus",
+    "ConsumerOwnedError",
     "CursorAccepted",
     "CursorDropped",
     "CursorOnTrial",
+    "CursorSession",
+    "CursorStore",
+    "CursorStoreError",
     "Delivery",
     "Difference",
     "Draining",
@@ -104,15 +126,21 @@ __all__ = [
     "FrameIgnored",
     "Gap",
     "GapReason",
+    "GapRemains",
+    "GapRepaired",
     "InternalError",
     "KadoaError",
     "Lost",
+    "MemoryCursorStore",
     "Message",
     "MessageTooLargeError",
     "Network",
     "Notice",
     "OtherMessage",
+    "OwnershipLostError",
     "Position",
+    "PositionNotSaved",
+    "PositionSaved",
     "PossibleGap",
     "ProtocolError",
     "Realtime",
@@ -120,8 +148,10 @@ __all__ = [
     "Refused",
     "Replaced",
     "RequestRefusedError",
+    "Resumed",
     "RetryPolicy",
     "Retrying",
+    "SQLiteCursorStore",
     "Stable",
     "State",
     "Stopped",

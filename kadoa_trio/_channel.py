@@ -70,19 +70,27 @@ class Intake:
         settings: for the limits.
         ledger: what is settled is told to it.
         reporter: told when too much is unsettled.
+        on_settled: called after every settlement; cheap, and no checkpoint.
         on_abandoned: called when the last handle is closed.
     """
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, reporter: Reporter, on_abandoned: Callable[[], None]
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        reporter: Reporter,
+        on_settled: Callable[[Event], None],
+        on_abandoned: Callable[[], None],
     ) -> None:
         self._settings = settings
         # Looked up for every event.
         self._max_events = settings.max_buffered_events
         self._max_bytes = settings.max_buffered_bytes
         self._max_unsettled = settings.max_unsettled
+        self._max_settled = math.inf
         self._ledger = ledger
         self._reporter = reporter
+        self._on_settled = on_settled
         self._on_abandoned = on_abandoned
         # Bounded by has_room(): by events and bytes, which a capacity in batches could not express.
         self._send, self._receive = trio.open_memory_channel[list[_Parcel]](math.inf)
@@ -107,22 +115,36 @@ class Intake:
             # One that is larger than the whole budget is let in alone, or it could never be delivered.
             and (self._bytes + size <= self._max_bytes or not self._events)
             and self._ledger.unsettled < self._max_unsettled
+            and self._ledger.settled_count < self._max_settled
         ) or self.closed
+
+    def saved(self, count: int) -> None:
+        """Record that the position is saved up to the settlement of this number: so far, and no further, may others go."""
+        self._max_settled = count + self._settings.max_unsaved
+        if self._waiting or self._paused:
+            self._make_room()
 
     async def wait_room(self, size: int) -> None:
         """Wait until an event of *size* bytes may be admitted, or admission has ended. Cancellation changes nothing."""
         await trio.lowlevel.checkpoint()
         while not self.has_room(size):
-            if self._ledger.unsettled >= self._settings.max_unsettled and not self._paused:
-                self._paused = True
-                self._reporter.publish(
-                    AdmissionPaused, oldest=self._ledger.oldest_unsettled, unsettled=self._ledger.unsettled
-                )
+            if not self._paused:
+                self._tell_pause()
             self._waiting += 1
             try:
                 await self._room.park()
             finally:
                 self._waiting -= 1
+
+    def _tell_pause(self) -> None:
+        ledger = self._ledger
+        if ledger.unsettled >= self._max_unsettled:
+            self._paused = True
+            self._reporter.publish(AdmissionPaused, oldest=ledger.oldest_unsettled, unsettled=ledger.unsettled)
+        elif ledger.settled_count >= self._max_settled:
+            self._paused = True
+            unsaved = self._settings.max_unsaved
+            self._reporter.publish(AdmissionPaused, oldest=None, unsettled=ledger.unsettled, unsaved=unsaved)
 
     def put(self, event: Event, entry: Entry) -> None:
         """Put an admitted event into the buffer."""
@@ -198,15 +220,16 @@ class Intake:
         else:
             self._line.appendleft(parcel)
 
-    def settle(self, entry: Entry) -> None:
+    def settle(self, event: Event, entry: Entry) -> None:
         """Settle an event."""
         self._ledger.settle(entry)
+        self._on_settled(event)
         if self._waiting or self._paused:
             self._make_room()
 
     def _make_room(self) -> None:
-        settings = self._settings
-        if self._ledger.unsettled < settings.max_unsettled:
+        settings, ledger = self._settings, self._ledger
+        if ledger.unsettled < self._max_unsettled and ledger.settled_count < self._max_settled:
             self._paused = False
         if (
             self._events <= _LOW_WATER * settings.max_buffered_events
@@ -313,7 +336,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         parcel, self._current = self._current, None
         self._owner = None
         if parcel is not None:
-            self._intake.settle(parcel.entry)
+            self._intake.settle(parcel.event, parcel.entry)
 
     def delivery(self) -> Delivery:
         """Receive an event for a block, and settle it at the block's end.
@@ -393,7 +416,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
                     "give each task a clone()"
                 )
             self._current = None
-            self._intake.settle(parcel.entry)
+            self._intake.settle(parcel.event, parcel.entry)
 
     @trio.lowlevel.enable_ki_protection
     async def _take(self) -> _Parcel:
@@ -460,6 +483,6 @@ class Delivery:
     ) -> None:
         parcel = self._require()
         if exc is None:
-            self._channel._intake.settle(parcel.entry)
+            self._channel._intake.settle(parcel.event, parcel.entry)
         else:
             self._channel._intake.put_back(parcel)

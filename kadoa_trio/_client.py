@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import final
+from typing import Final, final
 
 import attrs
 import trio
 
+from ._acks import Acknowledger
 from ._backoff import RetryPolicy
 from ._channel import EventChannel, Intake
 from ._connection import Shared
-from ._errors import ConfigurationError
+from ._errors import ConfigurationError, CursorStoreError, OwnershipLostError, ProtocolError
+from ._events import Event
 from ._exits import pick
-from ._http import open_http
+from ._http import HttpClient, open_http
+from ._keeper import Keeper
 from ._ledger import Gap, Ledger, Position
 from ._notices import ConnectionStatus, Notice, Reporter, State
-from ._settings import Endpoints, Settings
+from ._repair import Repairer
+from ._settings import LEAVE_TIMEOUT, Endpoints, Settings
+from ._stores import CursorStore
 from ._supervisor import Supervisor
+
+_LAST_ACKNOWLEDGEMENTS: Final = 0.5
+_RESERVE: Final = 0.3
+"""What of the time for leaving is kept for giving up what did not end in time, in seconds."""
 
 
 @attrs.frozen(kw_only=True)
@@ -58,6 +68,21 @@ class RealtimeStatistics:
     """The newest of them, at most 100, oldest first."""
     resume_cursor: str | None
     """Where the next connection would subscribe from."""
+    saves: int
+    """Positions that were saved in the cursor store."""
+    save_failures: int
+    """Saves that failed; they were tried again."""
+    unsaved: int
+    """Settled events that no save covers yet; 0 without a cursor store."""
+    acknowledged: int
+    """Acknowledgements that the server accepted."""
+    acknowledgements_failed: int
+    """Acknowledgements that were refused or did not arrive."""
+    acknowledgements_waiting: int
+    acknowledgements_dropped: int
+    """Acknowledgements that were not sent because too many waited."""
+    repaired: int
+    """Events that were taken from the notification log."""
     notices_dropped: int
     """Notices that nobody read in time."""
 
@@ -66,9 +91,19 @@ class RealtimeStatistics:
 class Realtime:
     """An open client. Made by `open_realtime`."""
 
-    def __init__(self, shared: Shared, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        supervisor: Supervisor,
+        keeper: Keeper | None,
+        acknowledger: Acknowledger | None,
+        repairer: Repairer | None,
+    ) -> None:
         self._shared = shared
         self._supervisor = supervisor
+        self._keeper = keeper
+        self._acknowledger = acknowledger
+        self._repairer = repairer
         self._events = shared.intake.open_handle()
 
     def __repr__(self) -> str:
@@ -99,9 +134,24 @@ class Realtime:
 
         It passes no event that was not settled.
         """
+        return self._shared.ledger.settled_position(self._life())
+
+    def position_after(self, event: Event) -> Position:
+        """Return what `position` will be when *event*, which is in hand, is settled.
+
+        For programs that keep their position in their own database, in the
+        transaction that also holds what they made of the event: write both,
+        commit, and ask for the next event. For one sequential consumer.
+
+        Raises:
+            ValueError: the event is not in hand, or an event before it is not settled.
+        """
+        return self._shared.ledger.position_after(event.id, self._life())
+
+    def _life(self) -> datetime | None:
         reporter = self._shared.reporter
         live = any(connection.live for connection in reporter.status.connections)
-        return self._shared.ledger.settled_position(reporter.wall_clock() if live else None)
+        return reporter.wall_clock() if live else None
 
     async def wait_live(self) -> None:
         """Wait until the newest connection, or the one that it replaces, is live. Being cancelled changes nothing.
@@ -129,6 +179,7 @@ class Realtime:
     def statistics(self) -> RealtimeStatistics:
         """Return what the client has done so far."""
         shared, status = self._shared, self._shared.reporter.status
+        keeper, acknowledger, repairer = self._keeper, self._acknowledger, self._repairer
         return RealtimeStatistics(
             state=status.state,
             connections=status.connections,
@@ -145,6 +196,14 @@ class Realtime:
             gap_count=shared.ledger.gap_count,
             gaps=shared.ledger.gaps,
             resume_cursor=shared.ledger.resume_cursor,
+            saves=keeper.saves if keeper is not None else 0,
+            save_failures=keeper.failures if keeper is not None else 0,
+            unsaved=keeper.unsaved if keeper is not None else 0,
+            acknowledged=acknowledger.sent if acknowledger is not None else 0,
+            acknowledgements_failed=acknowledger.failed if acknowledger is not None else 0,
+            acknowledgements_waiting=acknowledger.waiting if acknowledger is not None else 0,
+            acknowledgements_dropped=acknowledger.dropped if acknowledger is not None else 0,
+            repaired=repairer.repaired if repairer is not None else 0,
             notices_dropped=shared.reporter.dropped,
         )
 
@@ -193,8 +252,13 @@ async def open_realtime(
     max_buffered_events: int = 1_000,
     max_buffered_bytes: int = 64 * 1024 * 1024,
     max_unsettled: int = 10_000,
+    max_unsaved: int = 10_000,
     dedupe_window: int = 50_000,
     resume_from: str | Position | None = None,
+    cursor_store: CursorStore | None = None,
+    consumer: str = "default",
+    acknowledge: bool = True,
+    repair_gaps: bool = False,
     ssl_context: ssl.SSLContext | None = None,
     allow_insecure: bool = False,
 ) -> AsyncIterator[Realtime]:
@@ -249,11 +313,25 @@ async def open_realtime(
             Default 64 Mi.
         max_unsettled: the span from the oldest unsettled event to the newest
             one, in events; admission pauses there. Default 10,000.
+        max_unsaved: settled events that no save covers; admission pauses
+            there, so that a store that fails for long does not make a crash
+            repeat everything. Default 10,000.
         dedupe_window: ids that are remembered; at least the sum of
             *max_buffered_events* and *max_unsettled*. Default 50,000.
         resume_from: where to go on: a cursor, or the `Realtime.position` of
             an earlier run, which also knows what was settled. None begins
-            with what is sent from now on.
+            with what is sent from now on. Not together with *cursor_store*.
+        cursor_store: where the position is kept across runs, such as a
+            `SQLiteCursorStore`: taken up when the client is opened, saved
+            behind the events, and on leaving. None keeps it in memory only.
+        consumer: the name that the position is kept under, for each team.
+            Programs that share a store need a name each. Default "default".
+        acknowledge: tell Kadoa of each event that was settled, as its own
+            SDKs do on delivery. What it changes there is not documented.
+            Default True.
+        repair_gaps: look possible gaps up in Kadoa's notification log, and
+            hand out what was missed, late and marked (`Event.from_log`).
+            Default False: it makes requests that count against the account.
         ssl_context: for both the API and the WebSocket; default httpx's.
         allow_insecure: allow plain ``http://`` and ``ws://`` to hosts that
             are not loopback addresses: the key crosses the network in the
@@ -267,6 +345,9 @@ async def open_realtime(
         AuthenticationError: the key or a token was refused, twice.
         RequestRefusedError: the token request was refused for good.
         ConnectionFailedError: no connection within *connect_timeout*.
+        ConsumerOwnedError: another client owns the consumer's position.
+        CursorStoreError: the store cannot be used; on leaving: the last
+            position could not be saved.
         KadoaError: on leaving: a fault that ended the client and that no
             ``receive`` has raised. If the block raises on its own, the fault
             is a note on that exception instead.
@@ -288,6 +369,7 @@ async def open_realtime(
         max_buffered_events=max_buffered_events,
         max_buffered_bytes=max_buffered_bytes,
         max_unsettled=max_unsettled,
+        max_unsaved=max_unsaved,
         dedupe_window=dedupe_window,
         ssl_context=ssl_context,
         allow_insecure=allow_insecure,
@@ -297,10 +379,15 @@ async def open_realtime(
         raise ConfigurationError("resume_from must be a cursor or a Position")
     if position is not None and position.cursor == "":
         raise ConfigurationError("resume_from must not be empty; None begins with what is sent from now on")
+    if position is not None and cursor_store is not None:
+        raise ConfigurationError("resume_from and cursor_store both say where to resume; use one of them")
+    if not isinstance(consumer, str) or not consumer:
+        raise ConfigurationError("consumer must be a non-empty string")
     async with _run(
         _key(api_key),
         settings,
         position,
+        _Extras(cursor_store, consumer, acknowledge, repair_gaps),
         _only("event_types", event_types),
         _only("workflow_ids", workflow_ids),
         random.Random(),
@@ -309,11 +396,127 @@ async def open_realtime(
         yield realtime
 
 
+@attrs.frozen
+class _Extras:
+    cursor_store: CursorStore | None = None
+    consumer: str = "default"
+    acknowledge: bool = True
+    repair_gaps: bool = False
+
+
+class _House:
+    """Puts the rooms of one client together."""
+
+    def __init__(
+        self,
+        http: HttpClient,
+        settings: Settings,
+        position: Position | None,
+        extras: _Extras,
+        event_types: frozenset[str] | None,
+        workflow_ids: frozenset[str] | None,
+        rng: random.Random,
+        reporter: Reporter,
+    ) -> None:
+        ledger = self.ledger = Ledger(settings.dedupe_window, position)
+        intake = self.intake = Intake(settings, ledger, reporter, self._on_settled, lambda: self.supervisor.stop())
+        self.shared = Shared(
+            settings,
+            http,
+            ledger,
+            intake,
+            reporter,
+            rng,
+            event_types,
+            workflow_ids,
+            enter_team=self._enter_team,
+            on_gaps=self._on_gaps,
+        )
+        self.supervisor = Supervisor(self.shared)
+        store = extras.cursor_store
+        self.keeper = Keeper(store, extras.consumer, ledger, reporter, intake.saved) if store is not None else None
+        self.acknowledger = Acknowledger(http, reporter) if extras.acknowledge else None
+        self.repairer: Repairer | None = None
+        if extras.repair_gaps:
+            self.repairer = Repairer(http, ledger, intake, reporter, self._deliver, settings.max_buffered_bytes)
+        self._entered = False
+        self.fault: CursorStoreError | None = None
+        """What went wrong after the client had ended."""
+
+    def open(self) -> Realtime:
+        return Realtime(self.shared, self.supervisor, self.keeper, self.acknowledger, self.repairer)
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Start everything; return when the first subscription is sent."""
+        if self.keeper is not None:
+            nursery.start_soon(self._keep, self.keeper)
+        if self.acknowledger is not None:
+            nursery.start_soon(self.acknowledger.run)
+        if self.repairer is not None:
+            nursery.start_soon(self.repairer.run)
+        await nursery.start(self.supervisor.run)
+
+    async def finish(self, deadline: float) -> None:
+        """What is left to do when all sockets are closed."""
+        with trio.CancelScope(shield=True):
+            if self.keeper is not None:
+                self.fault = await self.keeper.finish(deadline) or self.fault
+            if self.acknowledger is not None:
+                await self.acknowledger.finish(min(deadline, trio.current_time() + _LAST_ACKNOWLEDGEMENTS))
+
+    async def _keep(self, keeper: Keeper) -> None:
+        try:
+            await keeper.run()
+        except OwnershipLostError as exc:
+            if not self.supervisor.fail(exc):
+                self.fault = exc
+
+    async def _enter_team(self, team: str) -> None:
+        ledger = self.ledger
+        if not self._entered:
+            if ledger.team is not None and ledger.team != team:
+                raise ConfigurationError("the position to resume from is another team's than the API key")
+            if self.keeper is not None:
+                self.shared.tell(await self.keeper.open(team))
+            ledger.team = team
+            self._entered = True
+            if self.repairer is not None:
+                for gap in ledger.gaps:
+                    self.repairer.add(gap)
+        elif ledger.team != team:
+            raise ProtocolError("token", "the token is another team's than the one before")
+
+    def _on_settled(self, event: Event) -> None:
+        if self.keeper is not None:
+            self.keeper.touch()
+        if self.acknowledger is not None:
+            self.acknowledger.add(event)
+
+    def _on_gaps(self, gaps: list[Gap]) -> None:
+        if self.keeper is not None:
+            self.keeper.touch()
+        if self.repairer is not None and self._entered:
+            for gap in gaps:
+                self.repairer.add(gap)
+
+    def _deliver(self, event: Event) -> None:
+        """Admit an event from the notification log, and put it into the buffer."""
+        shared = self.shared
+        entry = self.ledger.admit_from_log(event.id)
+        shared.received += 1
+        if shared.wants(event):
+            self.intake.put(event, entry)
+        else:
+            shared.filtered += 1
+            self.intake.settle(event, entry)
+
+
 @asynccontextmanager
 async def _run(
     api_key: str,
     settings: Settings,
     position: Position | None,
+    extras: _Extras,
     event_types: frozenset[str] | None,
     workflow_ids: frozenset[str] | None,
     rng: random.Random,
@@ -323,34 +526,34 @@ async def _run(
     #   entering fails                            the KadoaError, bare
     #   the body raises                           the same object, with a fault of ours as a note
     #   the body ends, a fault was not received   the fault, bare
+    #   ... or the last position was not saved    the CursorStoreError, bare
     #   KeyboardInterrupt in a task of ours       it, bare
     #   cancelled from outside                    Cancelled
     reporter = Reporter(wall_clock)
-    ledger = Ledger(settings.dedupe_window, position)
     error: BaseException | None = None
     crash: BaseException | None = None
     realtime: Realtime | None = None
     async with open_http(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
+        house = _House(http, settings, position, extras, event_types, workflow_ids, rng, reporter)
+        leaving_at = math.inf
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 # The nursery must see no exception of the body, or it would wrap it. Nothing is swallowed: see below.
                 try:
-                    intake = Intake(settings, ledger, reporter, lambda: supervisor.stop())
-                    shared = Shared(settings, http, ledger, intake, reporter, rng, event_types, workflow_ids)
-                    supervisor = Supervisor(shared)
-                    realtime = Realtime(shared, supervisor)
-                    await nursery.start(supervisor.run)
+                    realtime = house.open()
+                    await house.run(nursery)
                     yield realtime
                 except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
                     error = exc
-                if realtime is not None:
-                    realtime.stop()
+                leaving_at = trio.current_time()
+                house.supervisor.stop()
                 nursery.cancel_scope.cancel(reason="the client is left")
         except BaseExceptionGroup as group:
             crash = pick(group)
         finally:
+            await house.finish(min(leaving_at, trio.current_time()) + LEAVE_TIMEOUT - _RESERVE)
             reporter.close()
-    fault = None if realtime is None else realtime._shared.intake.take_fault()
+    fault: Exception | None = house.intake.take_fault() or house.fault
     if isinstance(crash, (KeyboardInterrupt, SystemExit)):
         raise crash
     if error is not None:

@@ -15,7 +15,7 @@ import enum
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -88,6 +88,10 @@ class Shared:
     rng: random.Random
     event_types: frozenset[str] | None
     workflow_ids: frozenset[str] | None
+    enter_team: Callable[[str], Awaitable[None]]
+    """Called with the team of each new token, before anything is subscribed to."""
+    on_gaps: Callable[[list[Gap]], None]
+    """Called with possible gaps after they were reported."""
     received: int = 0
     """Events admitted, the filtered ones included."""
     filtered: int = 0
@@ -101,6 +105,8 @@ class Shared:
         """Report possible gaps."""
         for gap in gaps:
             self.reporter.publish(PossibleGap, gap=gap)
+        if gaps:
+            self.on_gaps(gaps)
 
     def wants(self, event: Event) -> bool:
         """Tell whether the program asked for an event like this one."""
@@ -237,13 +243,14 @@ class Connection:
         """Open it, report it started when the subscription is sent, and serve it until it ends.
 
         Raises:
-            AttemptError, AuthenticationError, RequestRefusedError: before it
-                has started. Afterwards nothing: `end` says how it ended.
+            AttemptError, AuthenticationError, RequestRefusedError,
+                ConfigurationError, CursorStoreError: before it has started. Afterwards nothing: `end` says how it ended.
         """
         shared = self._shared
         settings = shared.settings
         try:
             token = await shared.http.fetch_token()
+            await shared.enter_team(token.team_id)
             async with open_socket(
                 settings.endpoints.websocket,
                 token=token.access_token,
@@ -403,7 +410,7 @@ class Connection:
             intake.put(event, entry)
         else:
             shared.filtered += 1
-            ledger.settle(entry)
+            intake.settle(event, entry)
         if gaps:
             shared.tell(gaps)
         return True

@@ -8,6 +8,9 @@ The tree::
     ├── RequestRefusedError                      the account or the caller: any other 4xx on the token
     ├── MessageTooLargeError                     the caller's limit is smaller than the server's message
     ├── ConnectionFailedError                    the world: no connection within ``connect_timeout``
+    ├── CursorStoreError                         the machine: a cursor store cannot be used or did not save
+    │   ├── ConsumerOwnedError                   the operator: another client owns the consumer
+    │   └── OwnershipLostError                   the operator: another client has taken the consumer over
     ├── AttemptError                             the world: one attempt at a connection failed
     │   └── ProtocolError                        the server: it answered, but not with what is documented
     └── InternalError                            us: a bug, please report it
@@ -26,8 +29,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-Step = Literal["token", "connect", "tls", "handshake", "subscribe"]
-"""A step on the way to a subscribed connection."""
+Step = Literal["token", "connect", "tls", "handshake", "subscribe", "acknowledge", "log"]
+"""A step on the way to a subscribed connection, or a request beside it."""
 
 _PLACEHOLDER = "[secret]"
 
@@ -124,6 +127,28 @@ class ConnectionFailedError(KadoaError):
     def __str__(self) -> str:
         times = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         return f"no connection to Kadoa after {times} in {self.seconds:.1f} s; the last one: {self.last}"
+
+
+class CursorStoreError(KadoaError):
+    """A cursor store could not be opened or read, or the last position could not be saved.
+
+    What was settled and not saved is delivered again to the next run; nothing is lost.
+    """
+
+
+class ConsumerOwnedError(CursorStoreError):
+    """Another client that lives owns the position of this team and consumer. The text says who.
+
+    Two clients with one position would each hide events from the other.
+    """
+
+
+class OwnershipLostError(CursorStoreError):
+    """Another client has taken the position over; this one can save no more, and ends.
+
+    It happens to a process that was frozen for long, when its successor was
+    started by force.
+    """
 
 
 class AttemptError(KadoaError):

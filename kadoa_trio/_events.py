@@ -174,6 +174,8 @@ class Event:
     # An ASCII string or else UTF-8: one emoji makes a string of 50 MB one of 200 MB.
     workflow_id: str | None = None
     """The workflow that the event is about, where its payload names one."""
+    from_log: bool = False
+    """Whether it was taken from Kadoa's notification log to repair a gap, and so comes late and out of order."""
 
     @cached_property
     def timestamp(self) -> datetime | None:

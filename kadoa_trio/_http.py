@@ -41,13 +41,19 @@ from ._errors import (
     KadoaError,
     ProtocolError,
     RequestRefusedError,
+    Step,
     scrub,
     scrubbed,
 )
+from ._events import parse_json
 from ._settings import CLOSE_TIMEOUT, Settings
 
 MAX_ANSWER = 64 * 1024
 """An answer longer than this is not read further, in bytes. The documented one has a few hundred."""
+LOG_PAGE = 100
+"""Rows that are asked for at once; the API's description allows no more."""
+LOG_TIMEOUT = 30.0
+"""For a page of the log as a whole, in seconds."""
 REFUSAL_GRACE = 1.0
 """How long the body of a refusal is waited for, in seconds: the status has said what matters."""
 
@@ -73,6 +79,14 @@ class Token:
     team_id: str
 
 
+@attrs.frozen
+class LogPage:
+    """A page of the notification log."""
+
+    rows: list[dict[str, object]]
+    has_more: bool
+
+
 @attrs.define(eq=False)
 class HttpClient:
     """A pool of HTTP connections that speaks for one API key. Made by `open_http`."""
@@ -95,40 +109,100 @@ class HttpClient:
             AttemptError: everything that may pass: the network, a hang, 408,
                 425, 429, 3xx, 5xx.
         """
-        await trio.lowlevel.checkpoint()  # whatever the transport does
-        url = self._settings.endpoints.public_api.rstrip("/") + "/v4/oauth2/token"
         timeout = self._settings.token_timeout
-        answer: _Answer | None = None
-        fault: Exception | None = None
-        # httpx's own time-outs are per operation: a server that sends a byte a second never meets one.
-        with censored_logs(self._api_key), trio.move_on_after(timeout):
-            try:
-                async with self._client.stream(
-                    "POST",
-                    url,
-                    # Uncompressed, so that a small answer cannot grow into a large one here.
-                    headers={
-                        "x-api-key": self._api_key,
-                        "content-type": "application/json",
-                        "accept-encoding": "identity",
-                    },
-                ) as response:
-                    answer = _Answer(response.status_code, response.headers.get("retry-after"))
-                    await answer.read(response)
-            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as exc:
-                fault = exc
-
+        url = self._settings.endpoints.public_api.rstrip("/") + "/v4/oauth2/token"
+        answer, fault = await self._request("POST", url, timeout=timeout, limit=MAX_ANSWER, with_key=True)
         # Raised from here, outside of every ``except``: an exception raised in there would hold httpx's as its context.
         if answer is not None and answer.status >= 300:
             raise self._refusal(answer)
-        if fault is not None:
-            raise AttemptError("token", describe(fault, self._api_key)) from copy_of(fault, self._api_key)
-        if answer is None or not answer.complete:
-            raise AttemptError("token", f"no answer within {timeout:g} s")
+        self._require("token", answer, fault, timeout)
+        assert answer is not None
         token = _parse_token(bytes(answer.body))
         if token is None:
             raise ProtocolError("token", "the answer is not the documented JSON", status=answer.status)
         return token
+
+    async def acknowledge(self, event_id: str) -> None:
+        """Acknowledge an event. Sent without the key, as Kadoa's SDKs do.
+
+        Raises:
+            AttemptError: it was refused, or the network failed.
+        """
+        timeout = self._settings.token_timeout
+        url = self._settings.endpoints.realtime_api.rstrip("/") + "/api/v1/events/ack"
+        answer, fault = await self._request(
+            "POST", url, timeout=timeout, limit=MAX_ANSWER, content=json.dumps({"id": event_id}).encode()
+        )
+        self._check("acknowledge", answer, fault, timeout)
+
+    async def fetch_log(self, start: datetime, end: datetime, offset: int) -> LogPage:
+        """Read a page of at most 100 rows of the notification log, between two times.
+
+        Raises:
+            ProtocolError: a success, but not the documented JSON.
+            AttemptError: it was refused, or the network failed.
+        """
+        timeout = LOG_TIMEOUT
+        url = self._settings.endpoints.public_api.rstrip("/") + "/v5/notifications/logs"
+        params = {
+            "startDate": _iso(start),
+            "endDate": _iso(end),
+            "limit": str(LOG_PAGE),
+            "offset": str(offset),
+        }
+        # A row may carry a whole event.
+        limit = max(MAX_ANSWER, self._settings.max_message_size)
+        answer, fault = await self._request("GET", url, timeout=timeout, limit=limit, with_key=True, params=params)
+        self._check("log", answer, fault, timeout)
+        assert answer is not None
+        page = _parse_log(bytes(answer.body))
+        if page is None:
+            raise ProtocolError("log", "the answer is not the documented JSON", status=answer.status)
+        return page
+
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        *,
+        timeout: float,
+        limit: int,
+        with_key: bool = False,
+        content: bytes | None = None,
+        params: dict[str, str] | None = None,
+    ) -> tuple[_Answer | None, Exception | None]:
+        """Make a request, and give what was read of the answer, and what went wrong. Raises no `Exception`."""
+        await trio.lowlevel.checkpoint()  # whatever the transport does
+        # Uncompressed, so that a small answer cannot grow into a large one here.
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if with_key:
+            headers["x-api-key"] = self._api_key
+        answer: _Answer | None = None
+        # httpx's own time-outs are per operation: a server that sends a byte a second never meets one.
+        with censored_logs(self._api_key), trio.move_on_after(timeout):
+            try:
+                async with self._client.stream(
+                    method, url, headers=headers, content=content, params=params
+                ) as response:
+                    answer = _Answer(response.status_code, response.headers.get("retry-after"), limit)
+                    await answer.read(response)
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as exc:
+                return answer, exc
+        return answer, None
+
+    def _check(self, step: Step, answer: _Answer | None, fault: Exception | None, timeout: float) -> None:
+        if answer is not None and answer.status >= 300:
+            message = server_message(bytes(answer.body), self._api_key)
+            reason = f"HTTP {answer.status}: {message}" if message else f"HTTP {answer.status}"
+            retry_after = parse_retry_after(answer.retry_after, self._wall_clock())
+            raise AttemptError(step, reason, status=answer.status, retry_after=retry_after)
+        self._require(step, answer, fault, timeout)
+
+    def _require(self, step: Step, answer: _Answer | None, fault: Exception | None, timeout: float) -> None:
+        if fault is not None:
+            raise AttemptError(step, describe(fault, self._api_key)) from copy_of(fault, self._api_key)
+        if answer is None or not answer.complete:
+            raise AttemptError(step, f"no answer within {timeout:g} s")
 
     def _refusal(self, answer: _Answer) -> KadoaError:
         status = answer.status
@@ -148,6 +222,7 @@ class _Answer:
 
     status: int
     retry_after: str | None
+    limit: int
     body: bytearray = attrs.field(factory=bytearray)
     complete: bool = False
 
@@ -157,8 +232,8 @@ class _Answer:
             grace.deadline = trio.current_time() + REFUSAL_GRACE
         with grace:
             async for chunk in response.aiter_bytes():
-                self.body += chunk[: MAX_ANSWER - len(self.body)]
-                if len(self.body) >= MAX_ANSWER:
+                self.body += chunk[: self.limit - len(self.body)]
+                if len(self.body) >= self.limit:
                     # Leaving the loop would leave httpx's generators to the garbage collector; a cancellation ends them.
                     self.complete = True
                     grace.cancel(reason="the answer is longer than any that is documented")
@@ -230,6 +305,25 @@ def _parse_token(body: bytes) -> Token | None:
     if _usable(access_token) and _usable(team_id):
         return Token(access_token, team_id)
     return None
+
+
+def _parse_log(body: bytes) -> LogPage | None:
+    try:
+        data = parse_json(body)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(data, dict) and isinstance(data.get("data"), dict):
+        data = data["data"]
+    rows = data.get("events") if isinstance(data, dict) else None
+    if not isinstance(rows, list):
+        return None
+    pagination = data.get("pagination")
+    has_more = isinstance(pagination, dict) and pagination.get("hasMore") is True
+    return LogPage([row for row in rows if isinstance(row, dict)], has_more and bool(rows))
+
+
+def _iso(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _usable(value: object) -> TypeGuard[str]:

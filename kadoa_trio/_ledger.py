@@ -31,6 +31,7 @@ the question of the gap and does not move the cursor.
 from __future__ import annotations
 
 import enum
+import json
 from collections import deque
 from collections.abc import Iterable
 from datetime import datetime
@@ -41,11 +42,15 @@ RECENT_IDS = 1_000
 """How many of the newest settled ids go with a position: a replay may be inclusive, or start earlier than asked."""
 MAX_GAPS = 100
 """How many gaps are kept; the count goes on."""
+_VERSION = 1
+_FROM_LOG = -1
+"""Stands where a connection's number would, for what was taken from the notification log."""
 
 
 class GapReason(enum.Enum):
     """Why continuity could not be proved."""
 
+    FIRST_START = "the store had no position of an earlier run"
     NO_CURSOR = "there was no cursor to resume from"
     NOT_PROMISED = "the server announced that it does not resume"
     NOT_REPLAYED = "the server took the cursor and did not replay"
@@ -72,9 +77,11 @@ class Position:
     """How far a program's *processing* has come: where another run may resume.
 
     It never passes an event that was not settled. Give it to
-    ``open_realtime(resume_from=...)``.
+    ``open_realtime(resume_from=...)``, or have a cursor store keep it.
     """
 
+    team: str | None = None
+    """The team whose stream it is a place in; None before the first connection."""
     cursor: str | None = None
     """The cursor to resume from; None when the server has given none."""
     settled: tuple[str, ...] = ()
@@ -84,7 +91,90 @@ class Position:
     last_life: datetime | None = None
     """When the server last gave a sign of life."""
     gaps: tuple[Gap, ...] = ()
-    """Possible gaps, oldest first, at most 100."""
+    """Possible gaps that nothing has closed, oldest first, at most 100."""
+
+    def to_json(self) -> str:
+        """Write it as JSON, for a store of your own. Readable, and versioned."""
+        return json.dumps(
+            {
+                "version": _VERSION,
+                "team": self.team,
+                "cursor": self.cursor,
+                "last_life": _write_time(self.last_life),
+                "gaps": [
+                    {
+                        "since": _write_time(gap.since),
+                        "until": _write_time(gap.until),
+                        "reason": gap.reason.name,
+                        "cursor": gap.cursor,
+                    }
+                    for gap in self.gaps
+                ],
+                "settled": self.settled,
+                "recent": self.recent,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Position:
+        """Read what `to_json` has written.
+
+        Raises:
+            ValueError: it is something else, or of a newer version.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict) or not isinstance(data.get("version"), int):
+            raise ValueError("not a position")
+        if data["version"] > _VERSION:
+            raise ValueError(f"a position of version {data['version']}; this library knows version {_VERSION}")
+        try:
+            return cls(
+                team=_text(data["team"]),
+                cursor=_text(data["cursor"]),
+                settled=_texts(data["settled"]),
+                recent=_texts(data["recent"]),
+                last_life=_read_time(data["last_life"]),
+                gaps=tuple(map(_read_gap, data["gaps"])),
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ValueError(f"not a position: {type(exc).__name__} in its {exc}") from None
+
+
+def _write_time(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
+
+
+def _read_time(text: object) -> datetime | None:
+    if text is None:
+        return None
+    time = datetime.fromisoformat(_text(text) or "")
+    if time.tzinfo is None:
+        raise ValueError("a time without its offset")
+    return time
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a string belongs")
+    return value
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("list of ids")
+    return tuple(values)
+
+
+def _read_gap(data: dict[str, object]) -> Gap:
+    until = _read_time(data["until"])
+    if until is None:
+        raise TypeError("gap without an end")
+    return Gap(
+        since=_read_time(data["since"]),
+        until=until,
+        reason=GapReason[_text(data["reason"]) or ""],
+        cursor=_text(data["cursor"]),
+    )
 
 
 class _Line:
@@ -128,6 +218,36 @@ class Entry:
     settled: bool = False
     passed: bool = False
     """Whether the position has passed it: it and everything before it are settled."""
+    closes: Gap | None = None
+    """The gap that is closed when the position passes this entry."""
+
+
+@attrs.define(eq=False)
+class _Tail:
+    """Where the settled position stands."""
+
+    cursor: str | None = None
+    pins: dict[str, None] = attrs.field(factory=dict)
+    """Ids passed since that cursor stood."""
+    late_pins: dict[str, int] = attrs.field(factory=dict)
+    """The same, covered only by the entry of this number."""
+
+    def take(self, entry: Entry) -> None:
+        """Pass an entry."""
+        if entry.moved:
+            self.cursor = entry.cursor
+            self.pins.clear()
+            if self.late_pins:
+                self.late_pins = {i: seq for i, seq in self.late_pins.items() if seq > entry.seq}
+        elif entry.id is None or entry.ahead:
+            pass
+        elif entry.covered:
+            self.late_pins[entry.id] = entry.covered
+        else:
+            self.pins[entry.id] = None
+
+    def copy(self) -> _Tail:
+        return _Tail(self.cursor, dict(self.pins), dict(self.late_pins))
 
 
 @attrs.define(eq=False)
@@ -181,9 +301,7 @@ class Ledger:
         self._cursor_admitted = 0
         # The settled position. `_pending` begins with the oldest unsettled entry.
         self._pending: deque[Entry] = deque()
-        self._settled_cursor: str | None = None
-        self._pins: dict[str, None] = {}  # passed since that cursor stood
-        self._late_pins: dict[str, int] = {}  # the same, covered only by the entry of this number
+        self._tail = _Tail()
         self._ahead: dict[str, Entry] = {}
         self._recent: deque[str] = deque(maxlen=RECENT_IDS)
         self._gaps: deque[Gap] = deque(maxlen=MAX_GAPS)
@@ -191,11 +309,17 @@ class Ledger:
         """How many possible gaps were found in all, those of the position included."""
         self.repeated: int = 0
         """How many deliveries were repetitions of a remembered id."""
+        self.settled_count: int = 0
+        """How many events were settled."""
+        self.team: str | None = None
+        """Whose stream it is, once that is known; it goes with the position."""
         if position is not None:
-            self._restore(position)
+            self.restore(position)
 
-    def _restore(self, position: Position) -> None:
-        self._cursor = self._settled_cursor = position.cursor
+    def restore(self, position: Position) -> None:
+        """Go on where an earlier run stood. Before the first connection only."""
+        self.team = position.team
+        self._cursor = self._tail.cursor = position.cursor
         self._last_life = position.last_life
         self._gaps.extend(position.gaps)
         self.gap_count = len(position.gaps)
@@ -208,13 +332,20 @@ class Ledger:
         for event_id in position.settled:
             self._admitted += 1
             self._remember(event_id)
-            self._pins[event_id] = None
+            self._tail.pins[event_id] = None
 
     def _remember(self, event_id: str) -> None:
         assert self._line is not None
         self._seq += 1
         self._ids[event_id] = Entry(self._seq, event_id, self._cursor, False, 0, self._line, settled=True, passed=True)
         self._recent.append(event_id)
+
+    def first_start(self, since: datetime, until: datetime) -> Gap:
+        """Record that no earlier run is known of, and return the possible gap that this makes."""
+        gap = Gap(since=since, until=until, reason=GapReason.FIRST_START)
+        self._gaps.append(gap)
+        self.gap_count += 1
+        return gap
 
     # ---- connections -------------------------------------------------------------------------------------------
 
@@ -337,13 +468,13 @@ class Ledger:
         entry.ahead = False
         entry.covered = self._seq + 1  # the step that follows
         if entry.passed and entry.id in self._ids:
-            self._late_pins[entry.id] = entry.covered
+            self._tail.late_pins[entry.id] = entry.covered
 
     def _step(self, cursor: str | None) -> None:
         """Move the resume cursor without an event: a proof is an entry of its own."""
         self._seq += 1
         self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
-        if self._pending and self._pending[-1].id is None:
+        if self._pending and self._pending[-1].id is None and self._pending[-1].closes is None:
             # Steps without an event between them are one: a long overlap must not grow the list.
             self._pending.pop()
         line = self._line
@@ -367,6 +498,8 @@ class Ledger:
         """Record that a connection delivered an id that is known. Nothing is handed out."""
         self.repeated += 1
         source, entry = self._sources[generation], self._ids[event_id]
+        if entry.generation == _FROM_LOG:
+            return  # says nothing about what any connection owes
         if entry.seq >= source.baseline and entry.line is not source.line:
             source.line.join(entry.line)
             source.replays = True
@@ -419,6 +552,22 @@ class Ledger:
             self._forget()
         return entry, gaps
 
+    def admit_from_log(self, event_id: str) -> Entry:
+        """Record a new event that no connection brought. It moves no cursor and proves nothing."""
+        self._seq += 1
+        entry = Entry(self._seq, event_id, self._cursor, False, _FROM_LOG, _Line())
+        self._ids[event_id] = entry
+        self._pending.append(entry)
+        if len(self._ids) > self._window:
+            self._forget()
+        return entry
+
+    def close_gap(self, gap: Gap) -> None:
+        """Take a gap out of the position as soon as everything that was admitted so far is settled."""
+        self._seq += 1
+        self._pending.append(Entry(self._seq, None, self._cursor, False, _FROM_LOG, _Line(), settled=True, closes=gap))
+        self._advance()
+
     def _forget(self) -> None:
         """Forget the oldest ids beyond the window; never one that is unsettled."""
         while len(self._ids) > self._window:
@@ -426,8 +575,8 @@ class Ledger:
             if not entry.settled:
                 break
             del self._ids[event_id]
-            self._pins.pop(event_id, None)
-            self._late_pins.pop(event_id, None)
+            self._tail.pins.pop(event_id, None)
+            self._tail.late_pins.pop(event_id, None)
             self._ahead.pop(event_id, None)
 
     # ---- settling ----------------------------------------------------------------------------------------------
@@ -439,25 +588,18 @@ class Ledger:
         entry.settled = True
         assert entry.id is not None
         self._recent.append(entry.id)
+        self.settled_count += 1
         if self._pending[0].settled:
             self._advance()
 
     def _advance(self) -> None:
-        pending = self._pending
+        pending, take = self._pending, self._tail.take
         while pending and pending[0].settled:
             entry = pending.popleft()
             entry.passed = True
-            if entry.moved:
-                self._settled_cursor = entry.cursor
-                self._pins.clear()
-                if self._late_pins:
-                    self._late_pins = {i: seq for i, seq in self._late_pins.items() if seq > entry.seq}
-            elif entry.id is None or entry.ahead:
-                continue
-            elif entry.covered:
-                self._late_pins[entry.id] = entry.covered
-            else:
-                self._pins[entry.id] = None
+            take(entry)
+            if entry.closes is not None and entry.closes in self._gaps:
+                self._gaps.remove(entry.closes)
 
     @property
     def unsettled(self) -> int:
@@ -476,14 +618,40 @@ class Ledger:
 
     def settled_position(self, last_life: datetime | None = None) -> Position:
         """Return where another run may resume without losing anything that was not settled."""
-        ahead = [entry for entry in self._ahead.values() if entry.settled]
-        beyond = [entry for entry in self._pending if entry.settled and entry.id is not None and not entry.ahead]
-        settled = [*self._pins, *self._late_pins, *_ids_in_order([*ahead, *beyond])]
+        return self._position(self._tail, self._pending, None, last_life)
+
+    def position_after(self, event_id: str, last_life: datetime | None = None) -> Position:
+        """Return what `settled_position` will be when this event is settled, too.
+
+        Raises:
+            ValueError: it is not in hand, or something before it is not settled.
+        """
+        entry = self._ids.get(event_id)
+        if entry is None or entry.passed:
+            raise ValueError(f"event {event_id} is not in hand")
+        if self._pending[0] is not entry:
+            raise ValueError(f"event {self._pending[0].id} came before {event_id} and is not settled")
+        tail = self._tail.copy()
+        rest = deque(self._pending)
+        while rest and (rest[0] is entry or rest[0].settled):
+            tail.take(rest.popleft())
+        return self._position(tail, rest, entry, last_life)
+
+    def _position(
+        self, tail: _Tail, pending: Iterable[Entry], also: Entry | None, last_life: datetime | None
+    ) -> Position:
+        pinned = {*tail.pins, *tail.late_pins}
+        ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
+        beyond = [entry for entry in pending if entry.settled and entry.id is not None and not entry.ahead]
+        others = [entry for entry in (*ahead, *beyond) if entry.id not in pinned]
+        settled = [*tail.pins, *tail.late_pins, *_ids_in_order(others)]
         known = set(settled)
+        recent = [*self._recent, also.id] if also is not None and also.id is not None else self._recent
         return Position(
-            cursor=self._settled_cursor,
+            team=self.team,
+            cursor=tail.cursor,
             settled=tuple(settled),
-            recent=tuple(event_id for event_id in self._recent if event_id not in known),
+            recent=tuple(event_id for event_id in recent if event_id not in known)[-RECENT_IDS:],
             last_life=last_life or self._last_life,
             gaps=tuple(self._gaps),
         )

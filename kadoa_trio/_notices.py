@@ -16,7 +16,7 @@ from datetime import datetime
 import attrs
 import trio
 
-from ._ledger import Gap
+from ._ledger import Gap, GapReason
 
 MAX_NOTICES = 256
 """How many unread notices are kept; the oldest is dropped, and counted, to make room."""
@@ -208,7 +208,8 @@ class PossibleGap(Notice):
 
     @property
     def level(self) -> int:
-        return logging.WARNING
+        # Nobody was listening before a first start; that is no news to its operator.
+        return logging.INFO if self.gap.reason is GapReason.FIRST_START else logging.WARNING
 
     def __str__(self) -> str:
         since = "the start" if self.gap.since is None else self.gap.since.isoformat(timespec="milliseconds")
@@ -239,17 +240,20 @@ class FrameIgnored(Notice):
 
 @attrs.frozen(kw_only=True)
 class AdmissionPaused(Notice):
-    """Too much is unsettled (``max_unsettled``): nothing is read until the oldest event is settled."""
+    """Too much is unsettled (``max_unsettled``) or unsaved (``max_unsaved``): nothing is read until that changes."""
 
     oldest: str | None
-    """The id of the event that everything waits for."""
+    """The id of the event that everything waits for; None if it waits for the cursor store."""
     unsettled: int
+    unsaved: int = 0
 
     @property
     def level(self) -> int:
         return logging.WARNING
 
     def __str__(self) -> str:
+        if self.oldest is None:
+            return f"admission paused: {self.unsaved} settled events are not saved; the cursor store fails"
         return f"admission paused: {self.unsettled} events since {self.oldest}, which was never settled"
 
 
@@ -289,6 +293,99 @@ class CursorDropped(Notice):
 
     def __str__(self) -> str:
         return f"the cursor {self.cursor} is refused and was dropped"
+
+
+@attrs.frozen(kw_only=True)
+class Resumed(Notice):
+    """A cursor store was opened, and the position of an earlier run taken up."""
+
+    cursor: str | None
+    last_life: datetime | None
+    """When the server last gave a sign of life to that run."""
+
+    def __str__(self) -> str:
+        where = "without a cursor" if self.cursor is None else f"at {self.cursor}"
+        return f"resuming {where}"
+
+
+@attrs.frozen(kw_only=True)
+class PositionNotSaved(Notice):
+    """A save failed. Events go on; what is not saved would be delivered again after a crash."""
+
+    why: str
+    delay: float
+    """When it is tried again, in seconds."""
+    unsaved: int
+    """Settled events that no save covers."""
+
+    @property
+    def level(self) -> int:
+        return logging.ERROR
+
+    def __str__(self) -> str:
+        return (
+            f"the position cannot be saved ({self.why}); {self.unsaved} events unsaved; next try in {self.delay:.2f} s"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class PositionSaved(Notice):
+    """A save has succeeded after others had failed."""
+
+    failures: int
+    """How many had."""
+
+    def __str__(self) -> str:
+        return f"the position is saved again, after {self.failures} failures"
+
+
+@attrs.frozen(kw_only=True)
+class AcknowledgementsResting(Notice):
+    """The endpoint for acknowledgements keeps refusing them and is left alone for a while. Events are not affected.
+
+    Told once; not again before an acknowledgement has succeeded.
+    """
+
+    why: str
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
+
+    def __str__(self) -> str:
+        return f"acknowledgements are refused ({self.why}) and rest; events are not affected"
+
+
+@attrs.frozen(kw_only=True)
+class GapRepaired(Notice):
+    """A possible gap was filled from the notification log."""
+
+    gap: Gap
+    events: int
+    """How many events the log held that no connection had brought."""
+
+    def __str__(self) -> str:
+        return (
+            f"gap up to {self.gap.until.isoformat(timespec='milliseconds')} repaired: {self.events} events were missing"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class GapRemains(Notice):
+    """A possible gap could not be filled from the notification log."""
+
+    gap: Gap
+    why: str
+    final: bool
+    """Whether it is given up; else it stays in the position, and another run tries again."""
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
+
+    def __str__(self) -> str:
+        until = self.gap.until.isoformat(timespec="milliseconds")
+        return f"gap up to {until} not repaired{'' if self.final else ' yet'}: {self.why}"
 
 
 @attrs.frozen(kw_only=True)

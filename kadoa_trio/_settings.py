@@ -32,6 +32,30 @@ MESSAGE_ALLOWANCE = 10.0
 
 At 30 s that is 300 s: 64 MiB at 2 Mbit/s take 268 s.
 """
+LEAVE_TIMEOUT = 2.0
+"""How long leaving may take in all, in seconds: sockets, the last save, the last acknowledgements."""
+SAVE_INTERVAL = 0.05
+"""At least so long passes between the starts of two saves, in seconds: what is settled meanwhile is one save."""
+SAVE_RETRIES = 0.1, 10.0
+"""The first and the longest wait after a failed save, in seconds; it doubles between."""
+LIFE_INTERVAL = 60.0
+"""How often the last time of life is saved while nothing else is, in seconds."""
+SAVE_TIMEOUT = 10.0
+"""A save that takes longer counts as failed, in seconds."""
+MAX_ACKNOWLEDGEMENTS = 10_000
+"""Acknowledgements that wait; beyond that the oldest is dropped, and counted."""
+ACKNOWLEDGEMENTS_IN_FLIGHT = 4
+"""Acknowledgements that are sent at once."""
+ACKNOWLEDGEMENTS_PER_SECOND = 200
+"""At most so many are sent: each costs twenty times the CPU of its event."""
+REFUSALS_BEFORE_REST, ACKNOWLEDGEMENTS_REST = 10, 300.0
+"""After so many failures in a row the endpoint is left alone, for so many seconds; then one is tried."""
+REPAIR_DELAYS = 5.0, 60.0, 300.0
+"""When a repair is tried, in seconds after the last try: the log may lag, and its ids must be seen to match."""
+REPAIR_SLACK = 60.0
+"""How far beyond a gap the log is read on both sides, in seconds: clocks differ, and a match may lie beside it."""
+REPAIR_PAGES = 100
+"""Pages of the log that are read for one gap."""
 REFUSALS_BEFORE_TRIAL = 3
 """So many closes in a row, before any event, put the cursor on trial."""
 
@@ -147,6 +171,7 @@ class Settings:
     max_buffered_events: int = attrs.field(default=1_000, validator=_count)
     max_buffered_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
     max_unsettled: int = attrs.field(default=10_000, validator=_count)
+    max_unsaved: int = attrs.field(default=10_000, validator=_count)
     dedupe_window: int = attrs.field(default=50_000, validator=_count)
     ssl_context: ssl.SSLContext | None = None
     allow_insecure: bool = False

@@ -117,6 +117,14 @@ class Supervisor:
             self._shared.reporter.publish(Stopped)
         self._scope.cancel(reason="the client was stopped")
 
+    def fail(self, fault: Exception) -> bool:
+        """End all connections with a fault from elsewhere; return False if they have ended already."""
+        if self._shared.intake.closed:
+            return False
+        self._crash = self._crash or fault
+        self._scope.cancel(reason="the client has failed")
+        return True
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until stopped; report started when the first subscription is sent.
 

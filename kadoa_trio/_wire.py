@@ -11,6 +11,7 @@ stands in ``eventType`` or in ``type``, the payload in ``message`` or in
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -185,6 +186,34 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
     if name.startswith("control."):
         return Ignored(kind="control", why="a control message that is not known", type=name)
     return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=name)
+
+
+def event_from_log(row: dict[str, object]) -> Event | None:
+    """Make an event of a row of the notification log; None if the row does not say which event it is.
+
+    A row's ``payload`` may be the payload or the whole event.
+    """
+    payload = row.get("payload")
+    if isinstance(payload, str):
+        with contextlib.suppress(ValueError, RecursionError):  # else it is a payload that is a string
+            payload = parse_json(payload)
+    frame: dict[str, object]
+    if isinstance(payload, dict) and ("eventType" in payload or "type" in payload) and ("id" in payload):
+        whole = "message" in payload or "data" in payload
+    else:
+        whole = False
+    if whole:
+        assert isinstance(payload, dict)
+        frame = {name: value for name, value in payload.items() if name != "_cursor"}
+    else:
+        frame = {"eventType": row.get("eventType"), "id": row.get("eventId"), "message": payload}
+        if row.get("workflowId") is not None and isinstance(payload, dict) and "workflowId" not in payload:
+            frame["message"] = {"workflowId": row.get("workflowId"), **payload}
+    frame.setdefault("timestamp", row.get("createdAt"))
+    event = decode(json.dumps(frame))
+    if not isinstance(event, Event) or event.id_source != "id":
+        return None
+    return attrs.evolve(event, from_log=True)
 
 
 def _names(value: object) -> TypeGuard[str]:

@@ -1163,7 +1163,7 @@ async def test_every_step_can_be_cancelled_and_nothing_is_left(autojump_clock: A
 
 
 def test_reprs_are_short_and_stable() -> None:
-    assert repr(Position(cursor="1-0")).startswith("Position(cursor='1-0'")
+    assert repr(Position(cursor="1-0")).startswith("Position(team=None, cursor='1-0'")
     assert re.fullmatch(r"RetryPolicy\(.{20,200}\)", repr(RetryPolicy()))
     event = Event("e1", "workflow_failed", None, "1742-0", "id", '{"secret": 1}')
     assert repr(event) == "<Event workflow_failed id='e1' cursor='1742-0'>"

@@ -57,6 +57,7 @@ class Machine(RuleBasedStateMachine):
         self.settled: set[int] = set()  # by any
         self.unsettled: dict[int, Entry] = {}
         self.reported = 0
+        self.saved: tuple[Position, set[int]] | None = None
         self.saw_gap = False
         self.cursor_before = -1
         self.ledger = Ledger(WINDOW)
@@ -153,14 +154,36 @@ class Machine(RuleBasedStateMachine):
         chosen = sorted(self.unsettled) if all_of_them else [data.draw(st.sampled_from(sorted(self.unsettled)))]
         for number in chosen:
             entry = self.unsettled.pop(number)
+            foreseen = None
+            if self.ledger.oldest_unsettled == name(number):
+                foreseen = self.ledger.position_after(name(number))
             self.ledger.settle(entry)
+            assert foreseen is None or foreseen == self.ledger.settled_position()
             self.ledger.settle(entry)  # changes nothing
             self.settled.add(number)
 
-    @precondition(lambda self: self.settled and self.unsettled)
     @rule()
-    def crash_and_restart(self) -> None:
+    def save(self) -> None:
+        self.saved = (self.ledger.settled_position(), set(self.settled))
+
+    @precondition(lambda self: self.first is not None and not self.saw_gap)
+    @rule(data=st.data())
+    def take_from_the_log(self, data: st.DataObject) -> None:
+        candidates = [n for n in range(self.first or 0, self.published) if n not in self.handed_out]
+        if candidates:
+            number = data.draw(st.sampled_from(candidates))
+            self.unsettled[number] = self.ledger.admit_from_log(name(number))
+            self.handed_out.add(number)
+
+    @precondition(lambda self: self.settled and self.unsettled)
+    @rule(from_saved=st.booleans())
+    def crash_and_restart(self, from_saved: bool) -> None:
         position = self.ledger.settled_position()
+        if from_saved and self.saved is not None:
+            # The last completed save may be older than what was settled since.
+            position, self.settled = self.saved
+            self.settled = set(self.settled)
+        position = Position.from_json(position.to_json())
         self.links.clear()
         self.unsettled.clear()
         self.handed_out = set(self.settled)

@@ -29,6 +29,8 @@ class PublishedEvent:
     cursor: str | None
     frame: str = attrs.field(repr=False)
     """What is sent for it."""
+    published_at: datetime = attrs.field(repr=False)
+    """The wall time at which it was published, as the notification log tells it."""
 
 
 @attrs.define
@@ -68,6 +70,19 @@ class Faults:
     without_cursors: bool = False
     """Publish events without a cursor."""
     no_heartbeats: bool = False
+    ack_status: int | None = None
+    """Answer acknowledgements with this status."""
+    ack_hang: bool = False
+    """Never answer acknowledgements."""
+    log_status: int | None = None
+    """Answer requests for the notification log with this status."""
+    log_headers: dict[str, str] = attrs.field(factory=dict)
+    log_failures: int | None = None
+    """So many more requests for the log meet `log_status`; None: all."""
+    log_other_ids: bool = False
+    """The log names events by ids that the socket does not know."""
+    log_whole_events: bool = False
+    """The log's payloads are the whole events."""
 
 
 @attrs.define(eq=False)
@@ -103,7 +118,7 @@ class Stream:
         if cursor is not None:
             frame["_cursor"] = cursor
         frame["data" if spelling == "webhook" else "message"] = message
-        event = PublishedEvent(number, event_id, event_type, cursor, json.dumps(frame))
+        event = PublishedEvent(number, event_id, event_type, cursor, json.dumps(frame), datetime.now(UTC))
         self.events.append(event)
         return event
 
@@ -122,6 +137,22 @@ class Stream:
 
     def forget(self) -> None:
         self.forgotten = len(self.events)
+
+
+def log_row(event: PublishedEvent, faults: Faults) -> dict[str, Any]:
+    """Make the row of the notification log that tells of an event."""
+    frame = json.loads(event.frame)
+    payload = frame.get("message", frame.get("data"))
+    return {
+        "id": f"log-{event.number}",
+        "workflowId": payload.get("workflowId") if isinstance(payload, dict) else None,
+        "eventType": event.type,
+        "eventStatus": "SENT",
+        "channelConfig": {},
+        "payload": frame if faults.log_whole_events and not faults.log_other_ids else payload,
+        "eventId": f"other-{event.number}" if faults.log_other_ids else event.id,
+        "createdAt": event.published_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
 
 
 def _parse(cursor: str) -> tuple[int, int] | None:

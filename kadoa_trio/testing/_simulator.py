@@ -1,4 +1,4 @@
-"""The simulated Kadoa: token endpoint, WebSocket, acknowledgements; in memory or on loopback."""
+"""The simulated Kadoa: tokens, WebSocket, acknowledgements, notification log; in memory or on loopback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,7 +18,7 @@ import trio
 from .._exits import pick
 from .._settings import Endpoints
 from ._connection import SimulatedConnection
-from ._model import Faults, PublishedEvent, Spelling, Stream, message_for
+from ._model import Faults, PublishedEvent, Spelling, Stream, log_row, message_for
 from ._streams import FaultyStream, stream_pair
 
 _MAX_BODY = 1024 * 1024
@@ -51,6 +51,7 @@ class SimulatedKadoa:
         self.acknowledged: list[str] = []
         """Event ids that were acknowledged."""
         self.token_requests: int = 0
+        self.log_requests: int = 0
         self.handshakes = 0
         self.attempt_times: list[float] = []
         """When each token was asked for, on Trio's clock."""
@@ -174,8 +175,11 @@ class SimulatedKadoa:
         self.max_open_connections = max(self.max_open_connections, len(self.connections))
         await connection.serve()
 
-    async def _answer(self, method: str, path: str, key: str | None, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    async def _answer(
+        self, method: str, target: str, key: str | None, body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
         faults = self.faults
+        path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
         if (method, path) == ("POST", "/v4/oauth2/token"):
             self.token_requests += 1
             self.attempt_times.append(trio.current_time())
@@ -193,12 +197,41 @@ class SimulatedKadoa:
                 del self._tokens[next(iter(self._tokens))]
             return 200, {}, json.dumps({"access_token": token, "team_id": self.team_id}).encode()
         if (method, path) == ("POST", "/api/v1/events/ack"):
+            if faults.ack_hang:
+                await trio.sleep_forever()
+            if faults.ack_status is not None:
+                return faults.ack_status, {}, b'{"error":"simulated"}'
             try:
                 self.acknowledged.append(json.loads(body)["id"])
             except (ValueError, KeyError, TypeError):
                 return 400, {}, b'{"error":"no id"}'
             return 200, {}, b"{}"
+        if (method, path) == ("GET", "/v5/notifications/logs"):
+            self.log_requests += 1
+            if self._spend("log_failures", faults.log_status is not None):
+                return faults.log_status or 500, faults.log_headers, b'{"error":"simulated"}'
+            if key != self.api_key:
+                return 401, {}, b'{"error":"invalid API key"}'
+            return 200, {}, self._log(query)
         return 404, {}, b'{"error":"not found"}'
+
+    def _log(self, query: Mapping[str, list[str]]) -> bytes:
+        """Answer a request for the notification log: the newest rows first."""
+        start = (
+            datetime.fromisoformat(query["startDate"][0]) if "startDate" in query else datetime.min.replace(tzinfo=UTC)
+        )
+        end = datetime.fromisoformat(query["endDate"][0]) if "endDate" in query else datetime.max.replace(tzinfo=UTC)
+        limit = min(max(int(query.get("limit", ["50"])[0]), 1), 100)
+        offset = max(int(query.get("offset", ["0"])[0]), 0)
+        found = [event for event in reversed(self.stream.events) if start <= event.published_at <= end]
+        rows = [log_row(event, self.faults) for event in found[offset : offset + limit]]
+        pagination = {
+            "total": len(found),
+            "limit": limit,
+            "offset": offset,
+            "hasMore": offset + limit < len(found),
+        }
+        return json.dumps({"data": {"events": rows, "pagination": pagination}, "status": "success"}).encode()
 
     async def _listen(self, *, loopback: bool) -> None:
         if not loopback:
@@ -255,8 +288,8 @@ class SimulatedKadoa:
                     return
             assert request is not None
             key = next((value.decode("latin-1") for name, value in request.headers if name == b"x-api-key"), None)
-            path = urlsplit(request.target.decode("ascii")).path
-            status, headers, answer = await self._answer(request.method.decode("ascii"), path, key, body)
+            method, target = request.method.decode("ascii"), request.target.decode("ascii")
+            status, headers, answer = await self._answer(method, target, key, body)
             fields = {"Content-Type": "application/json", "Content-Length": str(len(answer)), **headers}
             response = h11.Response(status_code=status, headers=list(fields.items()), reason=b"Simulated")
             data = b""
@@ -293,7 +326,7 @@ class _MemoryNetwork(httpx.AsyncBaseTransport):
         body = await request.aread()
         headers: Mapping[str, str]
         status, headers, answer = await self._kadoa._answer(
-            request.method, request.url.path, request.headers.get("x-api-key"), body
+            request.method, request.url.raw_path.decode("ascii"), request.headers.get("x-api-key"), body
         )
         return httpx.Response(status, headers=headers, content=answer, request=request)
 

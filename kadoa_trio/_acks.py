@@ -1,0 +1,117 @@
+"""Acknowledgements, as Kadoa's SDKs send them: one request for each event, here after it was settled.
+
+What they change on the server is not documented. So they are never in the way
+of events or of leaving: few at once, at a bounded pace, and dropped when too
+many wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import trio
+
+from ._errors import AttemptError
+from ._events import Event
+from ._http import HttpClient
+from ._notices import AcknowledgementsResting, Reporter
+from ._settings import (
+    ACKNOWLEDGEMENTS_IN_FLIGHT,
+    ACKNOWLEDGEMENTS_PER_SECOND,
+    ACKNOWLEDGEMENTS_REST,
+    MAX_ACKNOWLEDGEMENTS,
+    REFUSALS_BEFORE_REST,
+)
+
+
+class Acknowledger:
+    """Sends acknowledgements in the background.
+
+    Args:
+        http: the way to the endpoint.
+        reporter: told when the endpoint keeps refusing.
+    """
+
+    def __init__(self, http: HttpClient, reporter: Reporter) -> None:
+        self._http = http
+        self._reporter = reporter
+        self._waiting: deque[str] = deque()
+        self._some = trio.Event()
+        self._next = 0.0
+        self._rest_until = 0.0
+        self._failed_in_a_row = 0
+        self._told = False
+        self.sent: int = 0
+        """Acknowledgements that were accepted."""
+        self.failed: int = 0
+        """Acknowledgements that were refused or did not arrive. They are not repeated."""
+        self.dropped: int = 0
+        """Acknowledgements that were never sent."""
+
+    def add(self, event: Event) -> None:
+        """Acknowledge an event some time soon. Cheap, and never a checkpoint."""
+        if event.id_source != "id":
+            return  # the server does not know this id
+        self._waiting.append(event.id)
+        if len(self._waiting) > MAX_ACKNOWLEDGEMENTS:
+            self._waiting.popleft()
+            self.dropped += 1
+        elif not self._some.is_set():
+            self._some.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait to be sent."""
+        return len(self._waiting)
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(ACKNOWLEDGEMENTS_IN_FLIGHT):
+                nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            if not self._waiting:
+                if self._some.is_set():
+                    self._some = trio.Event()
+                await self._some.wait()
+                continue
+            # Each takes a place in the row, so that the pace holds for all together.
+            self._next = max(self._next, trio.current_time(), self._rest_until) + 1 / ACKNOWLEDGEMENTS_PER_SECOND
+            await trio.sleep_until(self._next)
+            if self._waiting and trio.current_time() >= self._rest_until:
+                await self._send()
+
+    async def _send(self) -> None:
+        event_id = self._waiting.popleft()
+        try:
+            await self._http.acknowledge(event_id)
+        except trio.Cancelled:
+            self._waiting.appendleft(event_id)
+            raise
+        except AttemptError as exc:
+            self.failed += 1
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= REFUSALS_BEFORE_REST:
+                self._rest_until = trio.current_time() + ACKNOWLEDGEMENTS_REST
+                if not self._told:
+                    self._told = True
+                    self._reporter.publish(AcknowledgementsResting, why=str(exc))
+        else:
+            self.sent += 1
+            self._failed_in_a_row, self._told = 0, False
+
+    async def finish(self, deadline: float) -> None:
+        """Send what waits, until *deadline* on Trio's clock; then drop the rest."""
+        with trio.CancelScope(deadline=deadline):
+            async with trio.open_nursery() as nursery:
+                for _ in range(ACKNOWLEDGEMENTS_IN_FLIGHT):
+                    nursery.start_soon(self._finish)
+        self.dropped += len(self._waiting)
+        self._waiting.clear()
+
+    async def _finish(self) -> None:
+        while self._waiting and trio.current_time() >= self._rest_until:
+            await self._send()

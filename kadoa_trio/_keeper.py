@@ -1,0 +1,191 @@
+"""Keeps the position in a store: taken up before the first subscription, saved behind the events, and on leaving.
+
+Write-behind: one save at a time, then the newest position. Nothing waits for
+a save, except that admission pauses when too many settled events are unsaved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from ._errors import CursorStoreError, OwnershipLostError
+from ._ledger import Gap, Ledger, Position
+from ._notices import PositionNotSaved, PositionSaved, Reporter, Resumed
+from ._settings import LIFE_INTERVAL, SAVE_INTERVAL, SAVE_RETRIES, SAVE_TIMEOUT
+from ._stores import CursorSession, CursorStore
+
+_T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
+
+
+class Keeper:
+    """Owns the position of one consumer for as long as a client is open.
+
+    Args:
+        store: where it is kept.
+        consumer: whose it is.
+        ledger: where it is made.
+        reporter: told of what goes wrong.
+        on_saved: called after every save, with the number of settled events that it covers.
+    """
+
+    def __init__(
+        self, store: CursorStore, consumer: str, ledger: Ledger, reporter: Reporter, on_saved: Callable[[int], None]
+    ) -> None:
+        self._store = store
+        self._consumer = consumer
+        self._ledger = ledger
+        self._reporter = reporter
+        self._on_saved = on_saved
+        self._session: CursorSession | None = None
+        self._opened = trio.Event()
+        self._began = reporter.wall_clock()
+        self._saved_count = 0
+        self._saved: Position | None = None
+        self._wake = trio.Event()
+        self._dirty = False
+        self._lost: OwnershipLostError | None = None
+        self.saves: int = 0
+        """Saves that succeeded."""
+        self.failures: int = 0
+        """Saves that failed."""
+
+    @property
+    def unsaved(self) -> int:
+        """How many events were settled since the position that was saved last."""
+        return self._ledger.settled_count - self._saved_count
+
+    def touch(self) -> None:
+        """Say that the position has changed. Cheap, and never a checkpoint."""
+        if not self._dirty:
+            self._dirty = True
+            self._wake.set()
+
+    def position(self) -> Position:
+        """Return the position as it is now."""
+        reporter = self._reporter
+        live = any(connection.live for connection in reporter.status.connections)
+        return self._ledger.settled_position(reporter.wall_clock() if live else None)
+
+    async def open(self, team: str) -> list[Gap]:
+        """Become the owner, take the saved position up, and leave a first one; return the gap of a first start.
+
+        Before anything is subscribed to: a crash at any time after that finds
+        a position, and so knows since when events may be missing.
+
+        Raises:
+            CursorStoreError: the store cannot be used, or another client owns the consumer.
+        """
+        session = await self._guarded(self._store.open, team, self._consumer)
+        self._session = session
+        position = await self._guarded(session.load)
+        gaps: list[Gap] = []
+        if position is None:
+            gaps.append(self._ledger.first_start(self._began, self._reporter.wall_clock()))
+        else:
+            self._ledger.restore(position)
+            self._reporter.publish(Resumed, cursor=position.cursor, last_life=position.last_life)
+        self._ledger.team = team
+        await self._guarded(session.save, self._ledger.settled_position(self._reporter.wall_clock()))
+        self._opened.set()
+        return gaps
+
+    async def run(self) -> None:
+        """Save whenever something has changed, until cancelled.
+
+        Raises:
+            OwnershipLostError: somebody else saves here now.
+        """
+        await self._opened.wait()
+        failures = 0
+        while True:
+            with trio.move_on_after(LIFE_INTERVAL):
+                await self._wake.wait()
+            started = trio.current_time()
+            try:
+                await self._save()
+            except OwnershipLostError as exc:
+                self._lost = exc
+                raise
+            except CursorStoreError as exc:
+                first, longest = SAVE_RETRIES
+                delay = min(first * 2.0 ** min(failures, 60), longest)
+                failures += 1
+                self.failures += 1
+                self.touch()
+                self._reporter.publish(PositionNotSaved, why=str(exc), delay=delay, unsaved=self.unsaved)
+                await trio.sleep(delay)
+            else:
+                if failures:
+                    self._reporter.publish(PositionSaved, failures=failures)
+                failures = 0
+                await trio.sleep_until(started + SAVE_INTERVAL)
+
+    async def _save(self) -> None:
+        assert self._session is not None
+        self._wake = trio.Event()
+        self._dirty = False
+        count, position = self._ledger.settled_count, self.position()
+        if position == self._saved:
+            await trio.lowlevel.checkpoint()
+            return
+        saved = False
+        try:
+            with trio.move_on_after(SAVE_TIMEOUT):
+                await self._guarded(self._session.save, position)
+                saved = True
+        finally:
+            if not saved:
+                # Cancelled, or failed: it is as if it had not been tried.
+                self.touch()
+        if not saved:
+            raise CursorStoreError(f"{self._store!r} has not saved within {SAVE_TIMEOUT:g} s")
+        self.saves += 1
+        self._saved, self._saved_count = position, count
+        self._on_saved(count)
+
+    async def finish(self, deadline: float) -> CursorStoreError | None:
+        """Save for the last time and give the ownership up, by *deadline* on Trio's clock.
+
+        To be called under a shield. Returns what went wrong now; what `run` has raised is not repeated.
+        """
+        session = self._session
+        if session is None:
+            return None
+        fault: CursorStoreError | None = None
+        if self._lost is None:
+            with trio.CancelScope(deadline=deadline) as scope:
+                try:
+                    await self._save()
+                except OwnershipLostError as exc:
+                    fault = exc
+                except CursorStoreError as exc:
+                    fault = CursorStoreError(
+                        f"the last position was not saved, so that {self.unsaved} settled events will be delivered "
+                        f"again: {exc}"
+                    )
+                    fault.__cause__ = exc
+            if scope.cancelled_caught:
+                fault = CursorStoreError(
+                    f"the last position was not saved, so that {self.unsaved} settled events may be delivered again: "
+                    f"saving into {self._store!r} did not end in time and was abandoned"
+                )
+        # A little longer for a store that had to be abandoned: its lock is free at once.
+        with trio.CancelScope(deadline=max(deadline, trio.current_time() + 0.1)):
+            try:
+                await self._guarded(session.aclose)
+            except CursorStoreError as exc:
+                fault = fault or exc
+        return fault
+
+    async def _guarded(self, function: Callable[[*_Args], Awaitable[_T]], *args: *_Args) -> _T:
+        """Call the store. Whatever a store of somebody's own raises is a fault of the store."""
+        try:
+            return await function(*args)
+        except CursorStoreError:
+            raise
+        except Exception as exc:
+            raise CursorStoreError(f"{self._store!r} failed: {type(exc).__name__}: {exc}") from exc

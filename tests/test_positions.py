@@ -1,0 +1,545 @@
+"""Positions across runs: the whole client with a store, its acknowledgements, and gaps repaired from the log."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from kadoa_trio import (
+    AcknowledgementsResting,
+    AdmissionPaused,
+    ConfigurationError,
+    ConsumerOwnedError,
+    CursorSession,
+    CursorStoreError,
+    GapReason,
+    GapRemains,
+    GapRepaired,
+    MemoryCursorStore,
+    Notice,
+    OwnershipLostError,
+    Position,
+    PositionNotSaved,
+    PositionSaved,
+    PossibleGap,
+    Realtime,
+    Resumed,
+    SQLiteCursorStore,
+    State,
+    open_realtime,
+)
+from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
+
+Clock = trio.testing.MockClock
+
+
+@asynccontextmanager
+async def connect(kadoa: SimulatedKadoa, **options: Any) -> AsyncIterator[Realtime]:
+    """Open a client, and wait until the server has taken note of its subscription."""
+    made = len(kadoa.subscribed)
+    async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, **options) as realtime:
+        await kadoa.wait_subscribed(made + 1)
+        yield realtime
+
+
+async def take(realtime: Realtime, count: int) -> list[str]:
+    """Receive *count* events and settle them."""
+    with trio.fail_after(900):
+        ids = [(await realtime.events.receive()).id for _ in range(count)]
+    realtime.events.settle()
+    return ids
+
+
+def told(realtime: Realtime, kind: type[Notice]) -> list[Notice]:
+    found: list[Notice] = []
+    with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+        while True:
+            notice = realtime.notices.receive_nowait()
+            if isinstance(notice, kind):
+                found.append(notice)
+    return found
+
+
+class FaultyStore:
+    """A store in memory whose saves fail, hang or are slow, as told."""
+
+    def __init__(self) -> None:
+        self.inner = MemoryCursorStore()
+        self.fault: Exception | None = None
+        self.delay = 0.0
+        self.saved: list[Position] = []
+
+    async def open(self, team: str, consumer: str) -> CursorSession:
+        return FaultySession(self, await self.inner.open(team, consumer))
+
+
+class FaultySession:
+    def __init__(self, store: FaultyStore, inner: CursorSession) -> None:
+        self.store = store
+        self.inner = inner
+
+    async def load(self) -> Position | None:
+        return await self.inner.load()
+
+    async def save(self, position: Position) -> None:
+        await trio.sleep(self.store.delay)
+        if self.store.fault is not None:
+            raise self.store.fault
+        await self.inner.save(position)
+        self.store.saved.append(position)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_next_run_goes_on_where_processing_stood(kind: str, tmp_path: Path) -> None:
+    store = MemoryCursorStore() if kind == "memory" else SQLiteCursorStore(tmp_path / "positions.db")
+    async with open_simulated_kadoa() as kadoa:
+        async with connect(kadoa, cursor_store=store) as realtime:
+            events = kadoa.publish_many(10)
+            await take(realtime, 4)
+            assert (await realtime.events.receive()).id == events[4].id  # in hand, and not settled
+        kadoa.publish_many(3)
+        async with connect(kadoa, cursor_store=store) as realtime:
+            assert await take(realtime, 9) == [event.id for event in kadoa.published[4:]]
+            assert [notice.cursor for notice in told(realtime, Resumed)] == [events[3].cursor]  # type: ignore[attr-defined]
+            gaps = realtime.statistics().gaps
+        async with connect(kadoa, cursor_store=store) as realtime:
+            event = kadoa.publish()
+            assert await take(realtime, 1) == [event.id]  # and nothing again, though no cursor has moved
+    assert [gap.reason for gap in gaps] == [GapReason.FIRST_START]
+
+
+async def test_position_is_saved_behind_the_events(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store) as realtime:
+        assert store.saved[0] == Position(
+            team="team-1", last_life=store.saved[0].last_life, gaps=realtime.position.gaps
+        )
+        events = kadoa.publish_many(300)
+        await take(realtime, 300)
+        await trio.sleep(1)
+        assert store.saved[-1].cursor == events[-1].cursor
+        assert len(store.saved) < 10  # many settlements are one save
+        await trio.sleep(600)
+        assert 9 <= len(store.saved) < 30  # the time of life goes on
+
+
+async def test_saves_never_pass_what_is_unsettled(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store) as realtime:
+        events = kadoa.publish_many(5)
+        first = realtime.events.delivery()
+        async with first:
+            await take(realtime, 4)
+            await trio.sleep(5)
+            assert store.saved[-1].cursor is None
+            assert set(store.saved[-1].settled) == {event.id for event in events[1:]}
+        await trio.sleep(5)
+        assert store.saved[-1].cursor == events[-1].cursor
+
+
+async def test_key_of_another_team_does_not_resume(autojump_clock: Clock) -> None:
+    store = MemoryCursorStore()
+    async with open_simulated_kadoa() as kadoa:
+        async with connect(kadoa, cursor_store=store) as realtime:
+            kadoa.publish()
+            await take(realtime, 1)
+            position = realtime.position
+        assert position.team == "team-1"
+        kadoa.team_id = "team-2"
+        async with connect(kadoa, cursor_store=store):
+            assert (await kadoa.wait_subscribed(2)).last_cursor is None
+        with pytest.raises(ConfigurationError, match="another team"):
+            async with connect(kadoa, resume_from=position):
+                pass
+
+
+async def test_second_client_is_refused_and_another_consumer_is_not(autojump_clock: Clock) -> None:
+    store = MemoryCursorStore()
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store):
+        with pytest.raises(ConsumerOwnedError):
+            async with connect(kadoa, cursor_store=store):
+                pass
+        async with connect(kadoa, cursor_store=store, consumer="other"):
+            pass
+        with pytest.raises(ConfigurationError, match="consumer"):
+            async with connect(kadoa, cursor_store=store, consumer=""):
+                pass
+        with pytest.raises(ConfigurationError, match="one of them"):
+            async with connect(kadoa, cursor_store=store, resume_from="1-1"):
+                pass
+
+
+# ---- stores that fail ----------------------------------------------------------------------------------------------
+
+
+async def test_failing_store_is_noticed_and_events_go_on(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store) as realtime:
+        store.fault = CursorStoreError("disk full")
+        kadoa.publish_many(50)
+        await take(realtime, 50)
+        await trio.sleep(60)
+        failures = told(realtime, PositionNotSaved)
+        assert 5 < len(failures) < 20  # retried, and with backoff
+        assert "disk full" in str(failures[0])
+        assert realtime.statistics().unsaved == 50
+        kadoa.publish()
+        await take(realtime, 1)
+        store.fault = None
+        await trio.sleep(60)
+        assert len(told(realtime, PositionSaved)) == 1
+        assert realtime.statistics().unsaved == 0
+        assert store.saved[-1].cursor == kadoa.published[-1].cursor
+
+
+async def test_last_position_that_is_not_saved_is_an_error_at_exit(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa:
+        with pytest.raises(CursorStoreError, match=r"3 settled events will be delivered again: .*disk full"):
+            async with connect(kadoa, cursor_store=store) as realtime:
+                store.fault = OSError("disk full")
+                kadoa.publish_many(3)
+                await take(realtime, 3)
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with connect(kadoa, cursor_store=FaultyStore()) as realtime:
+                realtime._keeper._store.fault = OSError("disk full")  # type: ignore[union-attr]
+                kadoa.publish()
+                await take(realtime, 1)
+                raise ZeroDivisionError
+        assert "disk full" in caught.value.__notes__[0]
+
+
+async def test_save_that_hangs_does_not_hold_up_leaving(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa:
+        with pytest.raises(CursorStoreError, match="did not end in time"):
+            async with connect(kadoa, cursor_store=store) as realtime:
+                kadoa.publish()
+                await take(realtime, 1)
+                store.delay = 1e6
+                left = trio.current_time()
+        assert trio.current_time() - left <= 2
+        # The ownership was given up all the same.
+        store.delay = 0
+        async with connect(kadoa, cursor_store=store):
+            pass
+
+
+async def test_save_that_hangs_counts_as_failed(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store) as realtime:
+        store.delay = 1e6
+        kadoa.publish()
+        await take(realtime, 1)
+        await trio.sleep(30)
+        assert "within 10 s" in str(told(realtime, PositionNotSaved)[0])
+        store.delay = 0
+        await trio.sleep(30)
+
+
+async def test_admission_pauses_when_too_much_is_unsaved(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store, max_unsaved=5) as realtime:
+        store.fault = CursorStoreError("disk full")
+        kadoa.publish_many(20)
+        received: list[str] = []
+
+        async def consume() -> None:
+            async for event in realtime.events:
+                received.append(event.id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume)
+            await trio.sleep(120)
+            # What was in the buffer before is handed out; nothing comes after it.
+            count = len(received)
+            kadoa.publish_many(20)
+            await trio.sleep(120)
+            assert len(received) <= max(count, 20)
+            assert any(notice.oldest is None for notice in told(realtime, AdmissionPaused))  # type: ignore[attr-defined]
+            store.fault = None
+            await trio.sleep(60)
+            assert received == [event.id for event in kadoa.published]
+            nursery.cancel_scope.cancel()
+
+
+async def test_lost_ownership_ends_the_client(tmp_path: Path) -> None:
+    path = tmp_path / "positions.db"
+    async with (
+        open_simulated_kadoa() as kadoa,
+        connect(kadoa, cursor_store=SQLiteCursorStore(path)) as realtime,
+        connect(kadoa, cursor_store=SQLiteCursorStore(path, take_over=True)) as successor,
+    ):
+        event = kadoa.publish()
+        assert await take(realtime, 1) == [event.id]
+        with pytest.raises(OwnershipLostError):
+            await realtime.events.receive()
+        assert await take(successor, 1) == [event.id]
+        assert realtime.state is State.FAILED
+
+
+async def test_store_that_cannot_be_opened_is_an_error_of_entering(tmp_path: Path) -> None:
+    path = tmp_path / "positions.db"
+    path.write_text("a diary")
+    async with open_simulated_kadoa() as kadoa:
+        with pytest.raises(CursorStoreError, match="not a database"):
+            async with connect(kadoa, cursor_store=SQLiteCursorStore(path)):
+                pass
+        assert not kadoa.subscribed
+
+
+async def test_user_keeps_effects_and_position_in_one_transaction(tmp_path: Path, autojump_clock: Clock) -> None:
+    database = sqlite3.connect(tmp_path / "mine.db")
+    with database:
+        database.execute("CREATE TABLE effects (event TEXT)")
+        database.execute("CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT)")
+
+    def saved() -> Position | None:
+        row = database.execute("SELECT json FROM position").fetchone()
+        return None if row is None else Position.from_json(row[0])
+
+    async def run(count: int) -> None:
+        async with connect(kadoa, resume_from=saved()) as realtime:
+            if not kadoa.published:
+                kadoa.publish_many(8)
+            for _ in range(count):
+                event = await realtime.events.receive()
+                with database:
+                    database.execute("INSERT INTO effects VALUES (?)", (event.id,))
+                    position = realtime.position_after(event).to_json()
+                    database.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (position,))
+            with pytest.raises(ValueError, match="not in hand"):
+                realtime.events.settle()
+                realtime.position_after(event)
+
+    async with open_simulated_kadoa() as kadoa:
+        await run(4)
+        await run(4)
+        effects = [row[0] for row in database.execute("SELECT event FROM effects ORDER BY rowid")]
+        assert effects == [event.id for event in kadoa.published]
+    database.close()
+
+
+async def test_position_after_wants_everything_before_it_settled(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa, connect(kadoa) as realtime:
+        events = kadoa.publish_many(2)
+        async with realtime.events.delivery():
+            second = await realtime.events.receive()
+            with pytest.raises(ValueError, match=f"{events[0].id} came before"):
+                realtime.position_after(second)
+
+
+# ---- acknowledgements ----------------------------------------------------------------------------------------------
+
+
+async def test_events_are_acknowledged_after_they_are_settled(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa, connect(kadoa) as realtime:
+        events = kadoa.publish_many(3)
+        await realtime.events.receive()
+        await trio.sleep(5)
+        assert kadoa.acknowledged == []
+        await realtime.events.receive()
+        await trio.sleep(5)
+        assert kadoa.acknowledged == [events[0].id]
+        realtime.events.settle()
+        kadoa.newest.deliver(events[0])  # a repetition is not acknowledged again
+        await trio.sleep(5)
+        assert kadoa.acknowledged == [events[0].id, events[1].id]
+        assert realtime.statistics().acknowledged == 2
+
+
+async def test_waiting_acknowledgements_are_sent_on_leaving(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        async with connect(kadoa) as realtime:
+            kadoa.publish_many(50)
+            await take(realtime, 50)
+        assert sorted(kadoa.acknowledged) == sorted(str(event.id) for event in kadoa.published)
+
+
+async def test_acknowledgements_can_be_turned_off(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        async with connect(kadoa, acknowledge=False) as realtime:
+            kadoa.publish_many(3)
+            await take(realtime, 3)
+            await trio.sleep(5)
+        assert kadoa.acknowledged == []
+
+
+async def test_refusing_endpoint_is_left_alone_with_one_notice(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa, connect(kadoa) as realtime:
+        kadoa.faults.ack_status = 404
+        for _ in range(30):
+            kadoa.publish_many(10)
+            await take(realtime, 10)
+            await trio.sleep(60)
+        statistics = realtime.statistics()
+        assert len(told(realtime, AcknowledgementsResting)) == 1
+        assert statistics.acknowledgements_failed < 60
+        kadoa.heal()
+        await trio.sleep(400)
+        assert realtime.statistics().acknowledgements_waiting == 0
+        assert realtime.statistics().acknowledged + statistics.acknowledgements_failed >= 300
+
+
+async def test_hanging_endpoint_holds_up_neither_events_nor_leaving(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        kadoa.faults.ack_hang = True
+        async with connect(kadoa) as realtime:
+            kadoa.publish_many(30_000)
+            began = trio.current_time()
+            await take(realtime, 30_000)
+            assert trio.current_time() - began < 1
+            statistics = realtime.statistics()
+            assert statistics.acknowledgements_waiting <= 10_000
+            assert statistics.acknowledgements_dropped >= 19_000
+            left = trio.current_time()
+        assert trio.current_time() - left <= 2
+
+
+# ---- gaps ----------------------------------------------------------------------------------------------------------
+
+
+def lose_cursors(kadoa: SimulatedKadoa) -> None:
+    kadoa.faults.without_cursors = True
+
+
+async def outage(kadoa: SimulatedKadoa, count: int) -> list[str]:
+    """Publish *count* events while nobody is connected."""
+    kadoa.faults.refuse_connections = True
+    made = len(kadoa.subscribed)
+    kadoa.newest.reset()
+    await trio.sleep(1)
+    missed = kadoa.publish_many(count)
+    kadoa.faults.refuse_connections = False
+    await kadoa.wait_subscribed(made + 1)
+    return [str(event.id) for event in missed]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_outage_without_cursors_is_filled_from_the_log(whole: bool, autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, repair_gaps=True) as realtime:
+        lose_cursors(kadoa)
+        kadoa.faults.log_whole_events = whole
+        kadoa.publish_many(3)
+        await take(realtime, 3)
+        await trio.sleep(20)
+        missed = await outage(kadoa, 250)
+        live = kadoa.publish()
+        first = await realtime.events.receive()
+        assert (first.id, first.from_log) == (live.id, False)  # it does not wait for the repair
+        realtime.events.settle()
+        with trio.fail_after(60):
+            for expected in missed:
+                event = await realtime.events.receive()
+                assert (event.id, event.from_log, event.type) == (expected, True, "workflow_finished")
+        assert realtime.statistics().repaired == 250
+        assert realtime.position.gaps != ()  # the last one is not settled
+        realtime.events.settle()
+        assert realtime.position.gaps == ()
+        (repaired,) = told(realtime, GapRepaired)
+        assert isinstance(repaired, GapRepaired)
+        assert repaired.events == 250
+        kadoa.publish()
+        await take(realtime, 1)
+        assert realtime.statistics().received == 255
+
+
+async def test_log_with_other_ids_is_not_believed(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, repair_gaps=True) as realtime:
+        lose_cursors(kadoa)
+        kadoa.faults.log_other_ids = True
+        kadoa.publish_many(3)
+        await take(realtime, 3)
+        await trio.sleep(20)
+        await outage(kadoa, 5)
+        kadoa.publish()
+        await take(realtime, 1)
+        await trio.sleep(600)
+        assert realtime.statistics().repaired == 0
+        (remains,) = told(realtime, GapRemains)
+        assert isinstance(remains, GapRemains)
+        assert remains.final
+        assert "no row" in remains.why
+
+
+async def test_failing_log_leaves_the_gap_open_for_the_next_run(autojump_clock: Clock) -> None:
+    store = MemoryCursorStore()
+    async with open_simulated_kadoa() as kadoa:
+        async with connect(kadoa, repair_gaps=True, cursor_store=store) as realtime:
+            await trio.sleep(60)
+            lose_cursors(kadoa)
+            kadoa.faults.log_status = 503
+            kadoa.publish_many(3)
+            await take(realtime, 3)
+            await trio.sleep(20)
+            missed = await outage(kadoa, 5)
+            kadoa.publish()
+            await take(realtime, 1)
+            await trio.sleep(1_000)
+            assert {notice.final for notice in told(realtime, GapRemains)} == {False}  # type: ignore[attr-defined]
+            assert GapReason.NO_CURSOR in {gap.reason for gap in realtime.position.gaps}
+        kadoa.heal()
+        async with connect(kadoa, repair_gaps=True, cursor_store=store) as realtime:
+            await trio.sleep(600)
+            assert await take(realtime, 5) == missed
+            assert realtime.position.gaps == ()
+
+
+async def test_log_is_asked_again_when_it_says(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, repair_gaps=True) as realtime:
+        lose_cursors(kadoa)
+        kadoa.faults.log_status, kadoa.faults.log_failures = 429, 1
+        kadoa.faults.log_headers = {"Retry-After": "200"}
+        kadoa.publish_many(3)
+        await take(realtime, 3)
+        await trio.sleep(20)
+        missed = await outage(kadoa, 2)
+        kadoa.publish()
+        await take(realtime, 1)
+        began = trio.current_time()
+        assert await take(realtime, 2) == missed
+        assert trio.current_time() - began > 200
+
+
+async def test_dropped_cursor_is_a_gap_that_is_repaired(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, repair_gaps=True) as realtime:
+        kadoa.publish_many(3)
+        await take(realtime, 3)
+        await trio.sleep(20)
+        kadoa.faults.refuse_cursors = True
+        missed = await outage(kadoa, 4)
+        await trio.sleep(200)
+        assert {gap.reason for gap in realtime.statistics().gaps} <= {GapReason.CURSOR_DROPPED}
+        assert await take(realtime, 4) == missed
+        await trio.sleep(1)
+        assert realtime.position.gaps == ()
+
+
+async def test_crash_before_the_first_save_of_an_event_is_a_gap(autojump_clock: Clock) -> None:
+    # The position that is left before the first subscription says since when.
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa:
+        lose_cursors(kadoa)
+        async with connect(kadoa, cursor_store=store) as realtime:
+            pass
+        kadoa.publish()
+        async with connect(kadoa, cursor_store=store) as realtime:
+            kadoa.publish()
+            await take(realtime, 1)
+            gaps = [notice.gap for notice in told(realtime, PossibleGap)]  # type: ignore[attr-defined]
+            assert [gap.reason for gap in gaps] == [GapReason.NO_CURSOR]
+            assert gaps[0].since is not None
