@@ -15,7 +15,7 @@ default_role = "any"
 exclude_patterns = ["_build"]
 # Objects of other projects: their inventories would need the network at build time.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(trio|httpx|ssl|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?"),
+    (r"py:.*", r"(trio|httpx|ssl|os|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?"),
     (
         r"py:.*",
         r"(bool|bytes|dict|float|frozenset|int|list|object|str|tuple|type|None|optional|Any|Literal|Final|ClassVar)",
@@ -27,7 +27,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"kadoa_trio\.testing\._.*"),
     (
         r"py:.*",
-        r"(FaultyStream|Entry|Intake|Shared|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
+        r"(FaultyStream|Entry|Intake|Shared|Keeper|Acknowledger|Repairer|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
     ),
 ]
 suppress_warnings = ["ref.any"]

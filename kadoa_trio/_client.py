@@ -322,7 +322,7 @@ async def open_realtime(
             an earlier run, which also knows what was settled. None begins
             with what is sent from now on. Not together with *cursor_store*.
         cursor_store: where the position is kept across runs, such as a
-            `SQLiteCursorStore`: taken up when the client is opened, saved
+            `SQLiteCursorStore`; taken up when the client is opened, saved
             behind the events, and on leaving. None keeps it in memory only.
         consumer: the name that the position is kept under, for each team.
             Programs that share a store need a name each. Default "default".
@@ -457,12 +457,11 @@ class _House:
         await nursery.start(self.supervisor.run)
 
     async def finish(self, deadline: float) -> None:
-        """What is left to do when all sockets are closed."""
-        with trio.CancelScope(shield=True):
-            if self.keeper is not None:
-                self.fault = await self.keeper.finish(deadline) or self.fault
-            if self.acknowledger is not None:
-                await self.acknowledger.finish(min(deadline, trio.current_time() + _LAST_ACKNOWLEDGEMENTS))
+        """Do what is left to do when all sockets are closed. To be called under a shield."""
+        if self.keeper is not None:
+            self.fault = await self.keeper.finish(deadline) or self.fault
+        if self.acknowledger is not None:
+            await self.acknowledger.finish(min(deadline, trio.current_time() + _LAST_ACKNOWLEDGEMENTS))
 
     async def _keep(self, keeper: Keeper) -> None:
         try:
@@ -551,7 +550,9 @@ async def _run(
         except BaseExceptionGroup as group:
             crash = pick(group)
         finally:
-            await house.finish(min(leaving_at, trio.current_time()) + LEAVE_TIMEOUT - _RESERVE)
+            deadline = min(leaving_at, trio.current_time()) + LEAVE_TIMEOUT
+            with trio.CancelScope(shield=True, deadline=deadline):
+                await house.finish(deadline - _RESERVE)
             reporter.close()
     fault: Exception | None = house.intake.take_fault() or house.fault
     if isinstance(crash, (KeyboardInterrupt, SystemExit)):

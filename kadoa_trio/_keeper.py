@@ -71,7 +71,7 @@ class Keeper:
         return self._ledger.settled_position(reporter.wall_clock() if live else None)
 
     async def open(self, team: str) -> list[Gap]:
-        """Become the owner, take the saved position up, and leave a first one; return the gap of a first start.
+        """Become the owner and take the saved position up; without one, leave a first, and return the gap of that.
 
         Before anything is subscribed to: a crash at any time after that finds
         a position, and so knows since when events may be missing.
@@ -85,11 +85,12 @@ class Keeper:
         gaps: list[Gap] = []
         if position is None:
             gaps.append(self._ledger.first_start(self._began, self._reporter.wall_clock()))
+            self._ledger.team = team
+            await self._guarded(session.save, self._ledger.settled_position(self._reporter.wall_clock()))
         else:
             self._ledger.restore(position)
+            self._ledger.team = team
             self._reporter.publish(Resumed, cursor=position.cursor, last_life=position.last_life)
-        self._ledger.team = team
-        await self._guarded(session.save, self._ledger.settled_position(self._reporter.wall_clock()))
         self._opened.set()
         return gaps
 

@@ -7,6 +7,8 @@ that cannot have been, and the bounds were kept all the way.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -15,7 +17,16 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kadoa_trio import EventChannel, Realtime, State, open_realtime
+from kadoa_trio import (
+    CursorSession,
+    CursorStoreError,
+    EventChannel,
+    MemoryCursorStore,
+    Position,
+    Realtime,
+    State,
+    open_realtime,
+)
 from kadoa_trio.testing import Faults, SimulatedKadoa, open_simulated_kadoa
 
 SERVER_FAULTS: list[dict[str, Any]] = [
@@ -166,3 +177,99 @@ def test_any_schedule_ends_with_every_event_handled_once(
     program: list[tuple[tuple[Any, ...], int]], hows: list[str], options: dict[str, Any]
 ) -> None:
     trio.run(run, program, hows, options, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class FickleStore:
+    """A store that is slow and fails, as drawn; it keeps what a save that was cut short may have left."""
+
+    def __init__(self, moods: list[str]) -> None:
+        self.inner = MemoryCursorStore()
+        self.moods = itertools.cycle(moods)
+        self.saved: Position | None = None
+
+    async def open(self, team: str, consumer: str) -> CursorSession:
+        return FickleSession(self, await self.inner.open(team, consumer))
+
+
+class FickleSession:
+    def __init__(self, store: FickleStore, inner: CursorSession) -> None:
+        self.store = store
+        self.inner = inner
+
+    async def load(self) -> Position | None:
+        return await self.inner.load()
+
+    async def save(self, position: Position) -> None:
+        mood = "well" if self.store.saved is None else next(self.store.moods)
+        if mood == "slow":
+            await trio.sleep(3)
+        if mood == "fails":
+            raise OSError("drawn")
+        if mood == "fails late":
+            await self.inner.save(position)
+            self.store.saved = position
+            raise OSError("drawn")
+        await self.inner.save(position)
+        self.store.saved = position
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], moods: list[str]) -> None:
+    """Run the program again and again, each time killed: nothing of it but the store's last save goes on."""
+    store = FickleStore(moods)
+    handled: list[str] = []
+    async with open_simulated_kadoa() as kadoa:
+
+        async def life(program: list[tuple[tuple[Any, ...], int]], last: bool) -> None:
+            made = len(kadoa.subscribed)
+            async with open_realtime(
+                kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store, connect_timeout=1e6
+            ) as realtime:
+                await kadoa.wait_subscribed(made + 1)
+                drawn = Program(kadoa, realtime)
+                drawn.handled = handled
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(drawn.consume, realtime.events.clone(), "fast")
+                    if not made:
+                        kadoa.publish()
+                        while store.saved is None or store.saved.cursor is None:  # noqa: ASYNC110  # no cursor, no promise
+                            await trio.sleep(0.1)
+                    for operation, which in program:
+                        await drawn.perform(operation, which)
+                        assert store.saved is not None
+                        assert store.saved.cursor is not None
+                        # Whatever the saved position passes was handled.
+                        known = set(handled)
+                        assert set(store.saved.settled) | set(store.saved.recent) <= known
+                        for event in kadoa.published:
+                            if event.cursor == store.saved.cursor:
+                                break
+                            assert event.id in known
+                    if last:
+                        kadoa.heal()
+                        await trio.sleep(600)
+                    # The kill: a store that is dead before anything else can be saved.
+                    store.moods = itertools.repeat("fails")
+                    nursery.cancel_scope.cancel()
+
+        for number, program in enumerate(schedule):
+            store.moods = itertools.cycle(moods)
+            with contextlib.suppress(CursorStoreError):
+                await life(program, last=number == len(schedule) - 1)
+            kadoa.heal()
+        assert set(handled) == {event.id for event in kadoa.published}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    schedule=st.lists(st.lists(st.tuples(operations, st.integers(0, 2)), max_size=8), min_size=2, max_size=5),
+    moods=st.lists(st.sampled_from(["well", "slow", "fails", "fails late"]), min_size=1, max_size=5).map(
+        lambda moods: [*moods, "well"]
+    ),
+)
+def test_any_schedule_of_crashes_loses_nothing(
+    schedule: list[list[tuple[tuple[Any, ...], int]]], moods: list[str]
+) -> None:
+    trio.run(crash_and_restart, schedule, moods, clock=trio.testing.MockClock(autojump_threshold=0))

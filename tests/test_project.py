@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import json
 import os
 import re
 import runpy
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -98,10 +100,11 @@ def test_rehearsal_example_runs() -> None:
     assert got == ["workflow_failed", "workflow_recovered"]
 
 
-@pytest.mark.parametrize("example", ["first", "workers"])
+@pytest.mark.parametrize("example", ["first", "workers", "service"])
 async def test_example_prints_events(
-    example: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    example: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     code = runpy.run_path(str(ROOT / "docs" / "examples" / f"{example}.py"))
     async with open_simulated_kadoa(loopback=True) as kadoa:
         for name, value in kadoa.environment.items():
@@ -116,6 +119,30 @@ async def test_example_prints_events(
                     await trio.sleep(0.01)  # another program's output has no event
                     text += capsys.readouterr().out
                 nursery.cancel_scope.cancel()
+
+
+async def test_effects_and_position_are_in_one_transaction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "transaction.py"))
+    path = tmp_path / "mine.db"
+
+    def effects() -> list[str]:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            return [row[0] for row in database.execute("SELECT event FROM failures ORDER BY rowid")]
+
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        for name, value in kadoa.environment.items():
+            monkeypatch.setenv(name, value)
+        for run in range(3):
+            with trio.fail_after(30):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(code["main"], str(path))
+                    await kadoa.wait_subscribed(run + 1)
+                    kadoa.publish_many(5)
+                    while len(effects()) < len(kadoa.published):  # noqa: ASYNC110  # a database has no event
+                        await trio.sleep(0.02)
+                    nursery.cancel_scope.cancel()
+            kadoa.publish_many(2)  # while nobody is there
+        assert effects() == [event.id for event in kadoa.published[:-2]]
 
 
 # ---- the commands --------------------------------------------------------------------------------------------------

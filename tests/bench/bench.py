@@ -9,11 +9,13 @@ and tells how the peak grew after the first tenth.
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import resource
 import socket
 import statistics
 import sys
+import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +24,8 @@ import orjson
 import trio
 import trio_websocket
 
-from kadoa_trio import Endpoints, open_realtime
+from kadoa_trio import Endpoints, SQLiteCursorStore, open_realtime
+from kadoa_trio.testing import open_simulated_kadoa
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _loopback import frame, upgrade
@@ -85,9 +88,18 @@ async def bare(port: int, count: int, *, buffer: int = 4096) -> float:
         return count / (time.perf_counter() - began)
 
 
-async def ours(port: int, count: int, *, read: bool = False) -> float:
+async def ours(port: int, count: int, *, read: bool = False, store: str | None = None, acks: bool = False) -> float:
+    """Receive through the client; the server answers acknowledgements only between two rounds, so they go elsewhere."""
     http, ws = f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}"
-    async with open_realtime("key", endpoints=Endpoints(public_api=http, websocket=ws, realtime_api=http)) as realtime:
+    async with (
+        open_simulated_kadoa(loopback=True) as kadoa,
+        open_realtime(
+            "key",
+            endpoints=Endpoints(public_api=http, websocket=ws, realtime_api=kadoa.endpoints.realtime_api),
+            acknowledge=acks,
+            cursor_store=None if store is None else SQLiteCursorStore(store),
+        ) as realtime,
+    ):
         began = time.perf_counter()
         number = 0
         async for event in realtime.events:
@@ -110,7 +122,8 @@ def measure(count: int, size: int, rounds: int) -> None:
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(there, count, size), daemon=True)
     process.start()
     port = here.recv()
-    results: dict[str, list[float]] = {"bare": [], "bare, large buffer": [], "ours": [], "ours, message read": []}
+    names = ["bare", "bare, large buffer", "ours", "ours, message read", "ours, SQLite", "ours, SQLite, acks"]
+    results: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in results}
     for _ in range(rounds):
         for name in results:
@@ -119,7 +132,10 @@ def measure(count: int, size: int, rounds: int) -> None:
                 buffer = BUFFER if "large" in name else 4096
                 results[name].append(trio.run(lambda buffer=buffer: bare(port, count, buffer=buffer)))
             else:
-                results[name].append(trio.run(lambda name=name: ours(port, count, read="read" in name)))
+                with tempfile.TemporaryDirectory() as folder:
+                    store = f"{folder}/positions.db" if "SQLite" in name else None
+                    run = functools.partial(ours, port, count, read="read" in name, store=store, acks="acks" in name)
+                    results[name].append(trio.run(run))
             cpu[name].append((time.process_time() - before) / count * 1e6)
     best = max(results["bare"])
     for name, rates in results.items():

@@ -1,0 +1,29 @@
+"""Effects and position in one transaction: each event has its effect exactly once."""
+
+import sqlite3
+
+import trio
+
+from kadoa_trio import Position, open_realtime
+
+
+def prepare(database: sqlite3.Connection) -> Position | None:
+    with database:
+        database.execute("CREATE TABLE IF NOT EXISTS failures (event TEXT PRIMARY KEY, type TEXT)")
+        database.execute("CREATE TABLE IF NOT EXISTS position (one INTEGER PRIMARY KEY CHECK (one = 1), json TEXT)")
+    row = database.execute("SELECT json FROM position").fetchone()
+    return None if row is None else Position.from_json(row[0])
+
+
+async def main(path: str = "mine.db") -> None:
+    database = sqlite3.connect(path)
+    async with open_realtime(resume_from=prepare(database)) as realtime:
+        async for event in realtime.events:
+            with database:  # both, or neither
+                database.execute("INSERT INTO failures VALUES (?, ?)", (event.id, event.type))
+                position = realtime.position_after(event).to_json()
+                database.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (position,))
+
+
+if __name__ == "__main__":
+    trio.run(main)
