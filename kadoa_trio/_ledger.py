@@ -269,6 +269,8 @@ class _Source:
     replays: bool = False
     """It has repeated an event past the cursor that it subscribed with."""
     admitted: int = 0
+    by_newer: int = 0
+    """Events that newer connections brought: it does not owe them, they may come to it later."""
     stable: bool = False
     doubted: bool = False
     """It leads, but has not repeated what it owes: its next event decides."""
@@ -438,7 +440,7 @@ class Ledger:
         if forced:
             gaps.append(self._gap(heir, GapReason.UNPROVED))
         elif heir.line.root() is not self._whole():
-            owes = not heir.replays and self._admitted - heir.admitted_before > heir.admitted
+            owes = not heir.replays and self._admitted - heir.admitted_before - heir.by_newer > heir.admitted
             if not heir.asked:
                 gaps.append(self._gap(heir, heir.unasked_because))
             elif owes and heir.admitted:
@@ -538,6 +540,10 @@ class Ledger:
         self._seq += 1
         self._admitted += 1
         source.admitted += 1
+        if len(self._sources) > 1:
+            for older in self._sources.values():
+                if older.generation < generation:
+                    older.by_newer += 1
         leads = source is self._leader
         moved = leads and cursor is not None
         if moved:

@@ -137,6 +137,21 @@ async def test_position_is_saved_behind_the_events(autojump_clock: Clock) -> Non
         assert 9 <= len(store.saved) < 30  # the time of life goes on
 
 
+async def test_first_position_is_saved_before_anything_is_subscribed_to(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    store.delay = 5
+    async with open_simulated_kadoa() as kadoa, trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            async with connect(kadoa, cursor_store=store):
+                assert store.saved
+                store.delay = 0
+
+        nursery.start_soon(run)
+        await trio.sleep(4)
+        assert kadoa.handshakes == 0
+
+
 async def test_saves_never_pass_what_is_unsettled(autojump_clock: Clock) -> None:
     store = FaultyStore()
     async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store) as realtime:

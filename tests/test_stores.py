@@ -142,7 +142,18 @@ def test_file_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path, make: o
 async def test_unreadable_position_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
     await _make(path)
-    for text in ("{}", "[", '{"version": 2}', '{"version": 1}', '"x"'):
+    good = '{"version": 1, "team": null, "cursor": null, "settled": [], "recent": [], "last_life": null, "gaps": []}'
+    assert Position.from_json(good) == Position()
+    for text in (
+        "{}",
+        "[",
+        '"x"',
+        '{"version": 2}',
+        '{"version": 1}',
+        good.replace('"cursor": null', '"cursor": 1'),
+        good.replace('"settled": []', '"settled": [1]'),
+        good.replace('"gaps": []', '"gaps": [{"since": null, "until": null, "reason": "NO_CURSOR", "cursor": null}]'),
+    ):
         with contextlib.closing(sqlite3.connect(path)) as connection, connection:
             connection.execute("UPDATE positions SET position = ?", (text,))
         session = await SQLiteCursorStore(path).open("team-1", "a")
