@@ -216,7 +216,7 @@ class FickleSession:
         await self.inner.aclose()
 
 
-async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], moods: list[str]) -> None:
+async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], moods: list[str], repair: bool) -> None:
     """Run the program again and again, each time killed: nothing of it but the store's last save goes on."""
     store = FickleStore(moods)
     handled: list[str] = []
@@ -225,7 +225,7 @@ async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], m
         async def life(program: list[tuple[tuple[Any, ...], int]], last: bool) -> None:
             made = len(kadoa.subscribed)
             async with open_realtime(
-                kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store, connect_timeout=1e6
+                kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store, connect_timeout=1e6, repair_gaps=repair
             ) as realtime:
                 await kadoa.wait_subscribed(made + 1)
                 drawn = Program(kadoa, realtime)
@@ -268,8 +268,9 @@ async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], m
     moods=st.lists(st.sampled_from(["well", "slow", "fails", "fails late"]), min_size=1, max_size=5).map(
         lambda moods: [*moods, "well"]
     ),
+    repair=st.booleans(),
 )
 def test_any_schedule_of_crashes_loses_nothing(
-    schedule: list[list[tuple[tuple[Any, ...], int]]], moods: list[str]
+    schedule: list[list[tuple[tuple[Any, ...], int]]], moods: list[str], repair: bool
 ) -> None:
-    trio.run(crash_and_restart, schedule, moods, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(crash_and_restart, schedule, moods, repair, clock=trio.testing.MockClock(autojump_threshold=0))

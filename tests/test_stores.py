@@ -187,6 +187,20 @@ async def test_locked_database_is_an_error_that_passes(tmp_path: Path) -> None:
     await session.aclose()
 
 
+async def test_full_disk_is_an_error_that_passes(tmp_path: Path) -> None:
+    session = await SQLiteCursorStore(tmp_path / "positions.db").open("team-1", "a")
+    await session.save(POSITION)
+    connection = session._connection  # type: ignore[attr-defined]  # SQLite's own limit stands for a disk
+    connection.execute("PRAGMA max_page_count = 3")
+    with pytest.raises(CursorStoreError, match="full"):
+        await session.save(Position(cursor="1742-9", recent=tuple(str(number) * 8 for number in range(1_000))))
+    assert await session.load() == POSITION
+    connection.execute("PRAGMA max_page_count = 1000000")
+    await session.save(Position(cursor="1742-9"))
+    assert await session.load() == Position(cursor="1742-9")
+    await session.aclose()
+
+
 OWNER = """
 import sys, time, trio
 from kadoa_trio import OwnershipLostError, Position, SQLiteCursorStore
