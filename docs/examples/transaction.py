@@ -1,5 +1,6 @@
 """Effects and position in one transaction: each event has its effect exactly once."""
 
+import contextlib
 import sqlite3
 
 import trio
@@ -16,13 +17,13 @@ def prepare(database: sqlite3.Connection) -> Position | None:
 
 
 async def main(path: str = "mine.db") -> None:
-    database = sqlite3.connect(path)
-    async with open_realtime(resume_from=prepare(database)) as realtime:
-        async for event in realtime.events:
-            with database:  # both, or neither
-                database.execute("INSERT INTO failures VALUES (?, ?)", (event.id, event.type))
-                position = realtime.position_after(event).to_json()
-                database.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (position,))
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        async with open_realtime(resume_from=prepare(database)) as realtime:
+            async for event in realtime.events:
+                with database:  # both, or neither
+                    database.execute("INSERT INTO failures VALUES (?, ?)", (event.id, event.type))
+                    position = realtime.position_after(event).to_json()
+                    database.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (position,))
 
 
 if __name__ == "__main__":
