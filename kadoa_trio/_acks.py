@@ -64,12 +64,14 @@ class Acknowledger:
         """How many wait to be sent."""
         return len(self._waiting)
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Send until cancelled."""
         async with trio.open_nursery() as nursery:
             for _ in range(ACKNOWLEDGEMENTS_IN_FLIGHT):
                 nursery.start_soon(self._work)
 
+    @trio.lowlevel.enable_ki_protection
     async def _work(self) -> None:
         while True:
             await trio.lowlevel.checkpoint()
@@ -112,6 +114,7 @@ class Acknowledger:
         self.dropped += len(self._waiting)
         self._waiting.clear()
 
+    @trio.lowlevel.enable_ki_protection
     async def _finish(self) -> None:
         while self._waiting and trio.current_time() >= self._rest_until:
             await self._send()

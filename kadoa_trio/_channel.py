@@ -295,6 +295,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         in_hand = f", unsettled: {self._current.event.id}" if self._current is not None else ""
         return f"<EventChannel, {self._intake.statistics().buffered_events} buffered{in_hand}>"
 
+    @trio.lowlevel.enable_ki_protection
     async def receive(self) -> Event:
         """Settle the event received before, and wait for the next one.
 
@@ -312,6 +313,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         self._owner = self._asking
         return parcel.event
 
+    @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> Event:
         """Settle the event received before, and return the next one if there is one.
 
@@ -331,6 +333,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         self._owner = self._asking
         return parcel.event
 
+    @trio.lowlevel.enable_ki_protection
     def settle(self) -> None:
         """Settle the event received last, without asking for the next one. Does nothing if there is none."""
         parcel, self._current = self._current, None
@@ -372,6 +375,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         """Return how full the channel is."""
         return self._intake.statistics()
 
+    @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         """Close this handle; an event that it has not settled goes to another one.
 
@@ -472,12 +476,14 @@ class Delivery:
             raise RuntimeError("a delivery has its event inside of its async with block only")
         return self._parcel
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Delivery:
         if self._parcel is not None:
             raise RuntimeError("a delivery can be entered once")
         self._parcel = await self._channel._take()
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:

@@ -167,6 +167,7 @@ class Realtime:
         if state is State.FAILED:
             raise trio.BrokenResourceError("the client has failed; receiving from its events raises the fault")
 
+    @trio.lowlevel.enable_ki_protection
     def stop(self) -> None:
         """End admission: nothing more is received from Kadoa; what is buffered is still handed out.
 
@@ -234,6 +235,7 @@ def _key(api_key: str | None) -> str:
 
 
 @asynccontextmanager
+@trio.lowlevel.enable_ki_protection
 async def open_realtime(
     api_key: str | None = None,
     *,
@@ -463,6 +465,7 @@ class _House:
         if self.acknowledger is not None:
             await self.acknowledger.finish(min(deadline, trio.current_time() + _LAST_ACKNOWLEDGEMENTS))
 
+    @trio.lowlevel.enable_ki_protection
     async def _keep(self, keeper: Keeper) -> None:
         try:
             await keeper.run()
@@ -511,6 +514,7 @@ class _House:
 
 
 @asynccontextmanager
+@trio.lowlevel.enable_ki_protection
 async def _run(
     api_key: str,
     settings: Settings,

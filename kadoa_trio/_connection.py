@@ -469,6 +469,7 @@ class Connection:
         if self._heartbeat.deadline - now < timeout and not self._pauses:
             self._heartbeat.deadline = max(self._heartbeat.deadline, min(now + timeout, limit))
 
+    @trio.lowlevel.enable_ki_protection
     async def _watch_stability(self) -> None:
         await self.confirmed.wait()
         while True:

@@ -69,6 +69,7 @@ class Repairer:
         """Repair a gap some time soon."""
         self._send.send_nowait(gap)
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Repair until cancelled. A repair that is cut short is begun again by the next run."""
         async for gap in self._receive:

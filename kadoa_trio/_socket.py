@@ -401,6 +401,7 @@ class _Reader:
     def start_soon(self, async_fn: Callable[[*_Args], Awaitable[object]], *args: *_Args, name: object = None) -> None:
         self._nursery.start_soon(self._run, async_fn, args, name="kadoa_trio socket reader")
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
         with censored_logs(*self.secrets):
             try:

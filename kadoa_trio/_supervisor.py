@@ -125,6 +125,7 @@ class Supervisor:
         self._scope.cancel(reason="the client has failed")
         return True
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until stopped; report started when the first subscription is sent.
 
@@ -260,6 +261,7 @@ class Supervisor:
         self._newest = connection
         self._review_retirement()
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve(self, connection: Connection, *, task_status: trio.TaskStatus[None]) -> None:
         started = _Started(task_status)
         try:
@@ -391,6 +393,7 @@ class Supervisor:
         self._held = None
 
 
+@trio.lowlevel.enable_ki_protection
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel(reason="what was waited for has come")

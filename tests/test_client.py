@@ -6,8 +6,10 @@ number of attempts is asserted, it is a bound that the documentation states.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from kadoa_trio import (
     FrameIgnored,
     GapReason,
     Lost,
+    MemoryCursorStore,
     MessageTooLargeError,
     Notice,
     OtherMessage,
@@ -42,6 +45,7 @@ from kadoa_trio import (
     WorkflowFailed,
     open_realtime,
 )
+from kadoa_trio._ledger import Ledger
 from kadoa_trio.testing import Faults, PublishedEvent, SimulatedKadoa, open_simulated_kadoa
 
 HOUR = 3600.0
@@ -1168,3 +1172,44 @@ def test_reprs_are_short_and_stable() -> None:
     event = Event("e1", "workflow_failed", None, "1742-0", "id", '{"secret": 1}')
     assert repr(event) == "<Event workflow_failed id='e1' cursor='1742-0'>"
     assert SimulatedKadoa.__name__ in repr(SimulatedKadoa)
+
+
+async def test_ctrl_c_never_cuts_a_step_of_the_client_in_two(
+    autojump_clock: Any, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Trio raises KeyboardInterrupt between any two instructions that are not protected from it, and both the ledger
+    # and the spawning of a task (which Trio leaves unprotected) would be left half done.
+    unprotected: set[str] = set()
+    seen: set[str] = set()
+
+    def watched(name: str, function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            caller = sys._getframe(1).f_globals["__name__"]
+            if caller.startswith("kadoa_trio._"):
+                seen.add(name)
+                if not trio.lowlevel.currently_ki_protected():
+                    unprotected.add(f"{name} from {caller}")
+            return function(*args, **options)
+
+        return call
+
+    for name in ("open", "admit", "settle", "stable", "ended"):
+        monkeypatch.setattr(Ledger, name, watched(name, getattr(Ledger, name)))
+    monkeypatch.setattr(trio.Nursery, "start_soon", watched("start_soon", trio.Nursery.start_soon))
+    async with pair(cursor_store=MemoryCursorStore(), repair_gaps=True) as (
+        kadoa,
+        client,
+    ):
+        await settle_in(kadoa, client)
+        kadoa.publish_many(3)
+        await take(client, 1)
+        await trio.sleep(1)
+        client.events.receive_nowait()
+        client.events.settle()
+        async with client.events.delivery():
+            pass
+        kadoa.newest.drain(100, close_after=1)
+        await trio.sleep(60)
+    assert seen == {"open", "admit", "settle", "stable", "ended", "start_soon"}
+    assert not unprotected
