@@ -72,7 +72,7 @@ def typing(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation; every warning is an error."""
     groups(session, "docs")
-    session.install(".")
+    session.install(".[cli]")
     session.run("sphinx-build", "-n", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
 

@@ -1,6 +1,11 @@
 """Sphinx configuration."""
 
+import sys
+from pathlib import Path
+
 import kadoa_trio
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "kadoa_trio"
 author = "the kadoa_trio contributors"
@@ -12,10 +17,13 @@ autodoc_typehints = "description"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 default_role = "any"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_pictures"]
 # Objects of other projects: their inventories would need the network at build time.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(trio|httpx|ssl|os|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?"),
+    (
+        r"py:.*",
+        r"(trio|httpx|ssl|os|itertools|pathlib|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?",
+    ),
     (
         r"py:.*",
         r"(bool|bytes|dict|float|frozenset|int|list|object|str|tuple|type|None|optional|Any|Literal|Final|ClassVar)",
@@ -27,7 +35,14 @@ nitpick_ignore_regex = [
     (r"py:.*", r"kadoa_trio\.testing\._.*"),
     (
         r"py:.*",
-        r"(FaultyStream|Entry|Intake|Shared|Keeper|Acknowledger|Repairer|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
+        r"(HttpClient|Path|FaultyStream|Entry|Intake|Shared|Keeper|Acknowledger|Repairer|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
     ),
 ]
 suppress_warnings = ["ref.any"]
+
+
+def setup(app: object) -> None:
+    """Draw the pictures before anything refers to them."""
+    import pictures
+
+    pictures.draw_all(Path(__file__).parent / "_pictures")

@@ -19,7 +19,10 @@
 #   _stores      cursor stores: where a position outlives a process
 #   _keeper      takes the position up, and saves it behind the events
 #   _exits       which exception leaves a block that hides a nursery
-#   _http        the token request; the only import of httpx
+#   _http        requests to Kadoa and to webhooks; the only import of httpx
+#   _notifications  channels, settings, test events, the log
+#   _streaming   sets a workspace up for realtime events
+#   _forward     posts events to a webhook
 #   _socket      one WebSocket; the only import of trio_websocket
 #   _channel     the buffer of events, and the handles to receive from
 #   _acks        acknowledgements of settled events
@@ -27,6 +30,7 @@
 #   _connection  one generation, from its token to its end
 #   _supervisor  the succession of connections
 #   _client      open_realtime
+#   _diagnosis   why no events come, step by step
 #
 # testing and cli are packages of their own, on top of these.
 
@@ -37,12 +41,17 @@ from ._channel import EventChannelStatistics as EventChannelStatistics
 from ._client import Realtime as Realtime
 from ._client import RealtimeStatistics as RealtimeStatistics
 from ._client import open_realtime as open_realtime
+from ._diagnosis import Diagnosis as Diagnosis
+from ._diagnosis import DiagnosisStep as DiagnosisStep
+from ._diagnosis import Verdict as Verdict
+from ._diagnosis import diagnose as diagnose
 from ._errors import AttemptError as AttemptError
 from ._errors import AuthenticationError as AuthenticationError
 from ._errors import ConfigurationError as ConfigurationError
 from ._errors import ConnectionFailedError as ConnectionFailedError
 from ._errors import ConsumerOwnedError as ConsumerOwnedError
 from ._errors import CursorStoreError as CursorStoreError
+from ._errors import DeadLetterError as DeadLetterError
 from ._errors import ForeignError as ForeignError
 from ._errors import InternalError as InternalError
 from ._errors import KadoaError as KadoaError
@@ -50,6 +59,7 @@ from ._errors import MessageTooLargeError as MessageTooLargeError
 from ._errors import OwnershipLostError as OwnershipLostError
 from ._errors import ProtocolError as ProtocolError
 from ._errors import RequestRefusedError as RequestRefusedError
+from ._errors import SetupError as SetupError
 from ._events import Difference as Difference
 from ._events import Event as Event
 from ._events import FieldChange as FieldChange
@@ -59,6 +69,11 @@ from ._events import WorkflowDataChange as WorkflowDataChange
 from ._events import WorkflowFailed as WorkflowFailed
 from ._events import WorkflowFinished as WorkflowFinished
 from ._events import WorkflowRecovered as WorkflowRecovered
+from ._forward import FailedForward as FailedForward
+from ._forward import Forwarder as Forwarder
+from ._forward import Replayed as Replayed
+from ._forward import open_forwarder as open_forwarder
+from ._forward import webhook_body as webhook_body
 from ._ledger import Gap as Gap
 from ._ledger import GapReason as GapReason
 from ._ledger import Position as Position
@@ -88,41 +103,65 @@ from ._notices import Stable as Stable
 from ._notices import State as State
 from ._notices import Stopped as Stopped
 from ._notices import Subscribed as Subscribed
+from ._notifications import Channel as Channel
+from ._notifications import LogEntry as LogEntry
+from ._notifications import LogPage as LogPage
+from ._notifications import Notifications as Notifications
+from ._notifications import Setting as Setting
+from ._notifications import open_notifications as open_notifications
 from ._settings import Endpoints as Endpoints
 from ._settings import Network as Network
 from ._stores import CursorSession as CursorSession
 from ._stores import CursorStore as CursorStore
 from ._stores import MemoryCursorStore as MemoryCursorStore
 from ._stores import SQLiteCursorStore as SQLiteCursorStore
+from ._streaming import AddChannel as AddChannel
+from ._streaming import CreateChannel as CreateChannel
+from ._streaming import CreateSetting as CreateSetting
+from ._streaming import EnableSetting as EnableSetting
+from ._streaming import SetupStep as SetupStep
+from ._streaming import StreamingPlan as StreamingPlan
+from ._streaming import apply_plan as apply_plan
+from ._streaming import plan_streaming as plan_streaming
 from ._version import __version__ as __version__
 
 __all__ = [
     "AcknowledgementsResting",
+    "AddChannel",
     "AdmissionPaused",
     "AttemptError",
     "AttemptStarted",
     "AuthenticationError",
+    "Channel",
     "ConfigurationError",
     "Connected",
     "ConnectionFailedError",
     "ConnectionStatus",
     "ConsumerOwnedError",
+    "CreateChannel",
+    "CreateSetting",
     "CursorAccepted",
     "CursorDropped",
     "CursorOnTrial",
     "CursorSession",
     "CursorStore",
     "CursorStoreError",
+    "DeadLetterError",
     "Delivery",
+    "Diagnosis",
+    "DiagnosisStep",
     "Difference",
     "Draining",
+    "EnableSetting",
     "Endpoints",
     "Event",
     "EventChannel",
     "EventChannelStatistics",
     "Failed",
+    "FailedForward",
     "FieldChange",
     "ForeignError",
+    "Forwarder",
     "FrameIgnored",
     "Gap",
     "GapReason",
@@ -130,12 +169,15 @@ __all__ = [
     "GapRepaired",
     "InternalError",
     "KadoaError",
+    "LogEntry",
+    "LogPage",
     "Lost",
     "MemoryCursorStore",
     "Message",
     "MessageTooLargeError",
     "Network",
     "Notice",
+    "Notifications",
     "OtherMessage",
     "OwnershipLostError",
     "Position",
@@ -147,19 +189,31 @@ __all__ = [
     "RealtimeStatistics",
     "Refused",
     "Replaced",
+    "Replayed",
     "RequestRefusedError",
     "Resumed",
     "RetryPolicy",
     "Retrying",
     "SQLiteCursorStore",
+    "Setting",
+    "SetupError",
+    "SetupStep",
     "Stable",
     "State",
     "Stopped",
+    "StreamingPlan",
     "Subscribed",
+    "Verdict",
     "WorkflowDataChange",
     "WorkflowFailed",
     "WorkflowFinished",
     "WorkflowRecovered",
     "__version__",
+    "apply_plan",
+    "diagnose",
+    "open_forwarder",
+    "open_notifications",
     "open_realtime",
+    "plan_streaming",
+    "webhook_body",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -26,7 +25,7 @@ from ._keeper import Keeper
 from ._ledger import Gap, Ledger, Position
 from ._notices import ConnectionStatus, Notice, Reporter, State
 from ._repair import Repairer
-from ._settings import LEAVE_TIMEOUT, Endpoints, Settings
+from ._settings import LEAVE_TIMEOUT, Endpoints, Settings, read_key
 from ._stores import CursorStore
 from ._supervisor import Supervisor
 
@@ -224,16 +223,6 @@ def _only(name: str, values: Iterable[str] | None) -> frozenset[str] | None:
     return chosen
 
 
-def _key(api_key: str | None) -> str:
-    if api_key is None:
-        api_key = os.environ.get("KADOA_API_KEY")
-        if not api_key:
-            raise ConfigurationError("no API key: pass api_key, or set the environment variable KADOA_API_KEY")
-    if not isinstance(api_key, str):
-        raise ConfigurationError(f"the API key must be a string, not {type(api_key).__name__}")
-    return api_key
-
-
 @asynccontextmanager
 @trio.lowlevel.enable_ki_protection
 async def open_realtime(
@@ -386,7 +375,7 @@ async def open_realtime(
     if not isinstance(consumer, str) or not consumer:
         raise ConfigurationError("consumer must be a non-empty string")
     async with _run(
-        _key(api_key),
+        read_key(api_key),
         settings,
         position,
         _Extras(cursor_store, consumer, acknowledge, repair_gaps),

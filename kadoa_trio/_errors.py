@@ -5,7 +5,9 @@ The tree::
     KadoaError
     ├── ConfigurationError (also a ValueError)   the caller: an option, a missing key, a plain endpoint
     ├── AuthenticationError                      the account: the key or its token is refused
-    ├── RequestRefusedError                      the account or the caller: any other 4xx on the token
+    ├── RequestRefusedError                      the account or the caller: any other 4xx on a request
+    ├── SetupError                               the workspace: streaming could not be set up as asked
+    ├── DeadLetterError                          the machine: an event could not be put aside
     ├── MessageTooLargeError                     the caller's limit is smaller than the server's message
     ├── ConnectionFailedError                    the world: no connection within ``connect_timeout``
     ├── CursorStoreError                         the machine: a cursor store cannot be used or did not save
@@ -29,7 +31,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Step = Literal["token", "connect", "tls", "handshake", "subscribe", "acknowledge", "log"]
+Step = Literal["token", "connect", "tls", "handshake", "subscribe", "acknowledge", "log", "notifications", "forward"]
 """A step on the way to a subscribed connection, or a request beside it."""
 
 _PLACEHOLDER = "[secret]"
@@ -50,7 +52,7 @@ class AuthenticationError(KadoaError):
     """The API key, or the access token made from it, was refused.
 
     Attributes:
-        step: ``"token"`` when the token endpoint refused the key,
+        step: ``"token"`` or ``"notifications"`` when the API refused the key,
             ``"handshake"`` when the WebSocket endpoint refused the token.
         status: the HTTP status, 401 or 403.
         server_message: what the server said about it, at most 200 characters.
@@ -63,27 +65,29 @@ class AuthenticationError(KadoaError):
         self.server_message = server_message
 
     def __str__(self) -> str:
-        what = "the API key" if self.step == "token" else "the access token"
+        what = "the access token" if self.step == "handshake" else "the API key"
         text = f"Kadoa refused {what} (HTTP {self.status} on the {self.step})"
         return f"{text}: {self.server_message}" if self.server_message else text
 
 
 class RequestRefusedError(KadoaError):
-    """The token request was refused for a reason that repeating it cannot mend.
+    """A request was refused for a reason that repeating it cannot mend.
 
     Attributes:
+        step: ``"token"``, or ``"notifications"`` for a call of `open_notifications`.
         status: the HTTP status, a 4xx that is neither 401, 403 nor a
             temporary one (408, 425, 429).
         server_message: what the server said about it, at most 200 characters.
     """
 
-    def __init__(self, status: int, server_message: str = "") -> None:
-        super().__init__(status, server_message)
+    def __init__(self, step: Step, status: int, server_message: str = "") -> None:
+        super().__init__(step, status, server_message)
+        self.step = step
         self.status = status
         self.server_message = server_message
 
     def __str__(self) -> str:
-        text = f"Kadoa refused the token request (HTTP {self.status})"
+        text = f"Kadoa refused the {self.step} request (HTTP {self.status})"
         return f"{text}: {self.server_message}" if self.server_message else text
 
 
@@ -149,6 +153,17 @@ class OwnershipLostError(CursorStoreError):
     It happens to a process that was frozen for long, when its successor was
     started by force.
     """
+
+
+class SetupError(KadoaError):
+    """Kadoa did not take a step of a `StreamingPlan`; the steps before it are done.
+
+    The text says why, as far as it is known. ``__cause__`` is what the server answered.
+    """
+
+
+class DeadLetterError(KadoaError):
+    """A file of dead letters cannot be read or written. The event in hand is not settled."""
 
 
 class AttemptError(KadoaError):

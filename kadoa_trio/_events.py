@@ -288,11 +288,24 @@ def to_message(event_type: str, payload: Any) -> Message:
     if payload is None:
         return OtherMessage(None, "message: there is none that can be read")
     try:
-        return _converter.structure(payload, kind)
+        return structure(payload, kind, "message")
+    except ValueError as exc:
+        return OtherMessage(payload, str(exc))
+
+
+def structure(value: Any, kind: type[T], name: str) -> T:
+    """Make an object of an attrs class from parsed JSON, whose names are camelCase.
+
+    Raises:
+        ValueError: it does not fit. The text names the places, from *name*
+            on, and the kinds of values, never a value.
+    """
+    try:
+        return _converter.structure(value, kind)
     except Exception as exc:  # cattrs raises what its hooks raise, in groups of its own
-        reasons = cattrs.transform_error(exc, "message", _say)
+        reasons = cattrs.transform_error(exc, name, _say)
     more = f"; and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
-    return OtherMessage(payload, "; ".join(map(_wire_path, reasons[:_MAX_REASONS])) + more)
+    raise ValueError("; ".join(map(_wire_path, reasons[:_MAX_REASONS])) + more)
 
 
 class _Mistyped(TypeError):
@@ -389,10 +402,17 @@ def _is_attrs(kind: Any) -> bool:
     return isinstance(kind, type) and bool(attrs.has(kind))
 
 
+def _structure_bool(value: Any, _kind: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Mistyped("a boolean", value)
+    return value
+
+
 def _make_converter() -> cattrs.Converter:
     # Our own: hooks that a program registers on cattrs' global converter must not reach events.
     converter = cattrs.Converter(detailed_validation=True)
     converter.register_structure_hook(str, _structure_str)
+    converter.register_structure_hook(bool, _structure_bool)
     converter.register_structure_hook(datetime, _structure_time)
     converter.register_structure_hook_func(lambda kind: _is_generic(kind, Mapping), _structure_mapping)
     converter.register_structure_hook_factory(_is_attrs, _object_hook)

@@ -19,11 +19,12 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Final, TypeGuard, cast
 from urllib.parse import urlsplit
 
@@ -54,6 +55,10 @@ LOG_PAGE = 100
 """Rows that are asked for at once; the API's description allows no more."""
 LOG_TIMEOUT = 30.0
 """For a page of the log as a whole, in seconds."""
+API_TIMEOUT = 30.0
+"""For a call of the notifications API as a whole, in seconds."""
+MAX_API_ANSWER = 8 * 1024 * 1024
+"""For a call of the notifications API, in bytes: the settings of some ten thousand workflows."""
 REFUSAL_GRACE = 1.0
 """How long the body of a refusal is waited for, in seconds: the status has said what matters."""
 
@@ -114,7 +119,7 @@ class HttpClient:
         answer, fault = await self._request("POST", url, timeout=timeout, limit=MAX_ANSWER, with_key=True)
         # Raised from here, outside of every ``except``: an exception raised in there would hold httpx's as its context.
         if answer is not None and answer.status >= 300:
-            raise self._refusal(answer)
+            raise self._refusal("token", answer)
         self._require("token", answer, fault, timeout)
         assert answer is not None
         token = _parse_token(bytes(answer.body))
@@ -145,8 +150,8 @@ class HttpClient:
         timeout = LOG_TIMEOUT
         url = self._settings.endpoints.public_api.rstrip("/") + "/v5/notifications/logs"
         params = {
-            "startDate": _iso(start),
-            "endDate": _iso(end),
+            "startDate": iso(start),
+            "endDate": iso(end),
             "limit": str(LOG_PAGE),
             "offset": str(offset),
         }
@@ -160,6 +165,51 @@ class HttpClient:
             raise ProtocolError("log", "the answer is not the documented JSON", status=answer.status)
         return page
 
+    async def call(
+        self, method: str, path: str, *, params: dict[str, str] | None = None, body: object = None
+    ) -> dict[str, object]:
+        """Call the notifications API, and give the ``data`` of its answer.
+
+        Args:
+            method: the HTTP method.
+            path: below ``/v5/notifications``.
+            params: of the query.
+            body: sent as JSON; None sends none.
+
+        Raises:
+            AuthenticationError, RequestRefusedError, ProtocolError,
+                AttemptError: as for `fetch_token`.
+        """
+        url = f"{self._settings.endpoints.public_api.rstrip('/')}/v5/notifications{path}"
+        answer, fault = await self._request(
+            method,
+            url,
+            timeout=API_TIMEOUT,
+            limit=MAX_API_ANSWER,
+            with_key=True,
+            content=None if body is None else json.dumps(body).encode(),
+            params=params,
+        )
+        if answer is not None and answer.status >= 300:
+            raise self._refusal("notifications", answer)
+        self._require("notifications", answer, fault, API_TIMEOUT)
+        assert answer is not None
+        data = _parse_object(bytes(answer.body))
+        if data is None:
+            raise ProtocolError("notifications", "the answer is not a JSON object", status=answer.status)
+        return data
+
+    async def post(self, url: str, event_type: str, content: bytes, timeout: float) -> None:
+        """Post a webhook, without the key.
+
+        Raises:
+            AttemptError: the answer was no 2xx, or there was none.
+        """
+        answer, fault = await self._request(
+            "POST", url, timeout=timeout, limit=MAX_ANSWER, content=content, headers={"x-kadoa-event": event_type}
+        )
+        self._check("forward", answer, fault, timeout)
+
     async def _request(
         self,
         method: str,
@@ -170,20 +220,19 @@ class HttpClient:
         with_key: bool = False,
         content: bytes | None = None,
         params: dict[str, str] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[_Answer | None, Exception | None]:
         """Make a request, and give what was read of the answer, and what went wrong. Raises no `Exception`."""
         await trio.lowlevel.checkpoint()  # whatever the transport does
         # Uncompressed, so that a small answer cannot grow into a large one here.
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        sent = {"content-type": "application/json", "accept-encoding": "identity", **headers}
         if with_key:
-            headers["x-api-key"] = self._api_key
+            sent["x-api-key"] = self._api_key
         answer: _Answer | None = None
         # httpx's own time-outs are per operation: a server that sends a byte a second never meets one.
         with censored_logs(self._api_key), trio.move_on_after(timeout):
             try:
-                async with self._client.stream(
-                    method, url, headers=headers, content=content, params=params
-                ) as response:
+                async with self._client.stream(method, url, headers=sent, content=content, params=params) as response:
                     answer = _Answer(response.status_code, response.headers.get("retry-after"), limit)
                     await answer.read(response)
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as exc:
@@ -204,16 +253,16 @@ class HttpClient:
         if answer is None or not answer.complete:
             raise AttemptError(step, f"no answer within {timeout:g} s")
 
-    def _refusal(self, answer: _Answer) -> KadoaError:
+    def _refusal(self, step: Step, answer: _Answer) -> KadoaError:
         status = answer.status
         message = server_message(bytes(answer.body), self._api_key)
         if status in (401, 403):
-            return AuthenticationError("token", status, message)
+            return AuthenticationError(step, status, message)
         if 400 <= status < 500 and status not in _TEMPORARY_4XX:
-            return RequestRefusedError(status, message)
+            return RequestRefusedError(step, status, message)
         reason = f"HTTP {status}: {message}" if message else f"HTTP {status}"
         retry_after = parse_retry_after(answer.retry_after, self._wall_clock())
-        return AttemptError("token", reason, status=status, retry_after=retry_after)
+        return AttemptError(step, reason, status=status, retry_after=retry_after)
 
 
 @attrs.define(eq=False)
@@ -267,11 +316,36 @@ async def open_http(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     else:
         context = settings.ssl_context or default_ssl_context()
+    async with _open_client(context, cast("httpx.AsyncBaseTransport | None", transport)) as client:
+        yield HttpClient(client, api_key, settings, wall_clock)
+
+
+@asynccontextmanager
+async def open_webhooks(
+    *, settings: Settings, direct: bool, wall_clock: Callable[[], datetime]
+) -> AsyncIterator[HttpClient]:
+    """Open an `HttpClient` without a key, for `HttpClient.post`.
+
+    Args:
+        settings: the client's options.
+        direct: whether to leave the environment's proxy out of it.
+        wall_clock: gives the time that a ``Retry-After`` date is measured against.
+    """
+    context = settings.ssl_context or default_ssl_context()
+    async with _open_client(context, None, direct=direct) as client:
+        yield HttpClient(client, "", settings, wall_clock)
+
+
+@asynccontextmanager
+async def _open_client(
+    context: ssl.SSLContext, transport: httpx.AsyncBaseTransport | None, *, direct: bool = False
+) -> AsyncIterator[httpx.AsyncClient]:
     client: httpx.AsyncClient | None = None
     with contextlib.suppress(ValueError, ImportError, httpx.InvalidURL):
         client = httpx.AsyncClient(
-            transport=cast("httpx.AsyncBaseTransport | None", transport),
+            transport=transport,
             verify=context,
+            trust_env=not direct,
             follow_redirects=False,
             timeout=None,  # noqa: S113  # our own, around the whole request
         )
@@ -279,7 +353,7 @@ async def open_http(
         # Without the original's text: it shows the proxy's URL, which may hold a password.
         raise ConfigurationError("the proxy that the environment names (HTTPS_PROXY, ALL_PROXY, ...) cannot be used")
     try:
-        yield HttpClient(client, api_key, settings, wall_clock)
+        yield client
     finally:
         # Shielded: a Cancelled from in here would stand in for the exception of the caller's block.
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
@@ -322,7 +396,19 @@ def _parse_log(body: bytes) -> LogPage | None:
     return LogPage([row for row in rows if isinstance(row, dict)], has_more and bool(rows))
 
 
-def _iso(time: datetime) -> str:
+def _parse_object(body: bytes) -> dict[str, object] | None:
+    try:
+        answer = parse_json(body) if body else {}  # some calls have nothing to say
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(answer, dict) and "data" in answer:
+        # A list stands alone where others stand under a name.
+        answer = answer["data"] if isinstance(answer["data"], dict) else {"data": answer["data"]}
+    return answer if isinstance(answer, dict) else None
+
+
+def iso(time: datetime) -> str:
+    """Write a time as Kadoa does, in UTC and milliseconds."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

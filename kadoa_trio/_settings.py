@@ -134,6 +134,21 @@ class Endpoints:
                 )
 
 
+def read_key(api_key: str | None) -> str:
+    """Give the API key: *api_key*, else that of the environment.
+
+    Raises:
+        ConfigurationError: there is none, or it is no string.
+    """
+    if api_key is None:
+        api_key = os.environ.get("KADOA_API_KEY")
+        if not api_key:
+            raise ConfigurationError("no API key: pass api_key, or set the environment variable KADOA_API_KEY")
+    if not isinstance(api_key, str):
+        raise ConfigurationError(f"the API key must be a string, not {type(api_key).__name__}")
+    return api_key
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether *host* is ``localhost`` or a literal loopback address."""
     if host == "localhost" or host.endswith(".localhost"):

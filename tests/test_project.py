@@ -1,18 +1,12 @@
-"""The project itself: rooms in order, one version, examples that run, and the two commands as processes."""
+"""The project itself: rooms in order, one version, and examples that run."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import functools
-import json
-import os
 import re
 import runpy
-import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +14,6 @@ import trio
 import trio.testing
 
 import kadoa_trio
-from kadoa_trio.cli import main
 from kadoa_trio.testing import open_simulated_kadoa
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +31,9 @@ ROOMS = [
     "_keeper",
     "_exits",
     "_http",
+    "_notifications",
+    "_streaming",
+    "_forward",
     "_socket",
     "_channel",
     "_acks",
@@ -45,6 +41,7 @@ ROOMS = [
     "_connection",
     "_supervisor",
     "_client",
+    "_diagnosis",
 ]
 
 
@@ -143,82 +140,3 @@ async def test_effects_and_position_are_in_one_transaction(monkeypatch: pytest.M
                     nursery.cancel_scope.cancel()
             kadoa.publish_many(2)  # while nobody is there
         assert effects() == [event.id for event in kadoa.published[:-2]]
-
-
-# ---- the commands --------------------------------------------------------------------------------------------------
-
-
-def test_listen_without_a_key_is_used_wrongly(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("KADOA_API_KEY", raising=False)
-    assert main(["listen"]) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert "KADOA_API_KEY" in output.err
-    assert "Traceback" not in output.err
-
-
-@pytest.mark.sockets
-async def test_listen_prints_one_json_line_an_event() -> None:
-    async with open_simulated_kadoa(loopback=True) as kadoa:
-        with trio.fail_after(60):
-            async with trio.open_nursery() as nursery:
-                done: list[subprocess.CompletedProcess[bytes]] = []
-
-                @nursery.start_soon
-                async def listen() -> None:
-                    command = [sys.executable, "-m", "kadoa_trio", "listen", "--limit", "3"]
-                    done.append(
-                        await trio.run_process(
-                            command, capture_stdout=True, capture_stderr=True, env={**os.environ, **kadoa.environment}
-                        )
-                    )
-
-                await kadoa.wait_subscribed(1)
-                sent = kadoa.publish_many(3)
-        (result,) = done
-        assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [event.id for event in sent]
-        assert kadoa.api_key.encode() not in result.stderr
-
-
-@pytest.mark.sockets
-async def test_listen_with_a_wrong_key_fails_with_one_line() -> None:
-    async with open_simulated_kadoa(loopback=True) as kadoa:
-        with trio.fail_after(60):
-            result = await trio.run_process(
-                [sys.executable, "-m", "kadoa_trio", "listen"],
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                env={**os.environ, **kadoa.environment, "KADOA_API_KEY": "wrong-key-12345678"},
-            )
-        assert result.returncode == 1
-        assert b"KADOA_API_KEY" in result.stderr.splitlines()[-1]
-        assert b"Traceback" not in result.stderr
-        assert b"wrong-key" not in result.stderr
-
-
-@pytest.mark.sockets
-async def test_ctrl_c_ends_listen_at_once() -> None:
-    async with open_simulated_kadoa(loopback=True) as kadoa:
-        with trio.fail_after(60):
-            async with trio.open_nursery() as nursery:
-                run = functools.partial(
-                    trio.run_process, check=False, capture_stderr=True, env={**os.environ, **kadoa.environment}
-                )
-                process = await nursery.start(run, [sys.executable, "-m", "kadoa_trio", "listen"])
-                await kadoa.wait_subscribed(1)
-                process.send_signal(signal.SIGINT)
-                assert await process.wait() == 130
-
-
-@pytest.mark.sockets
-async def test_demo_is_perfect() -> None:
-    with trio.fail_after(100):
-        result = await trio.run_process(
-            [sys.executable, "-m", "kadoa_trio", "demo", "--seconds", "8"], capture_stdout=True, check=False
-        )
-    assert result.returncode == 0, result.stdout.decode()
-    assert b"PERFECT" in result.stdout
-    assert re.search(rb"lost +0\n", result.stdout)

@@ -1,5 +1,21 @@
-"""The command ``kadoa-trio``. No logic in here that a program could not call."""
+"""The command ``kadoa-trio``. What it does can all be done from a program; it adds words, colours and exit codes."""
 
-from ._main import main as main
+from __future__ import annotations
 
-__all__ = ["main"]
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with *argv* (default: that of the process), and return its exit code."""
+    try:
+        from ._main import run_command
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("click", "rich"):
+            raise
+        print(
+            f"kadoa-trio: the command needs {exc.name}: pip install 'kadoa-trio[cli]'; the library works without it",
+            file=sys.stderr,
+        )
+        return 2
+    return run_command(argv)

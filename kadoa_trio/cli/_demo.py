@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import time
 from collections import Counter
+from datetime import UTC, datetime
 
 import attrs
 import trio
@@ -14,15 +16,21 @@ from .._backoff import RetryPolicy
 from .._client import Realtime, open_realtime
 from .._notices import AttemptStarted, Lost, Notice, Stable
 from ..testing import PublishedEvent, SimulatedKadoa, open_simulated_kadoa
+from ._board import Board
+from ._output import colours, say
+from ._watch import drawing
 
 _RATE = 100
 _PATIENCE = 20.0
+_HEIGHT = 24
 
 
 @attrs.define(eq=False)
 class Account:
     """What was sent, what arrived, and what is told about it."""
 
+    board: Board | None
+    """None: it is told line by line."""
     started: float = attrs.field(factory=trio.current_time)
     published: list[PublishedEvent] = attrs.field(factory=list)
     received: list[str] = attrs.field(factory=list)
@@ -30,12 +38,16 @@ class Account:
     last: str | None = None
 
     def say(self, who: str, what: str) -> None:
-        seconds = trio.current_time() - self.started
-        print(f"{seconds:6.2f} s  {who:<7}  {what}", flush=True)
+        line = f"{trio.current_time() - self.started:6.2f} s  {who:<7}  {what}"
+        if self.board is None:
+            print(line, flush=True)
+        elif who != "client":
+            self.board.caption(line, "bold" if who == "server" else "")
 
 
-async def demo(seconds: float) -> int:
+async def demo(seconds: float, *, plain: bool) -> int:
     """Run the demo for about *seconds*; return 0 if every event arrived once and in order, else 1."""
+    drawn = not plain and sys.stdout.isatty() and colours(1)
     # Half-seconds stand for the half-minutes of a real server.
     async with (
         open_simulated_kadoa(loopback=True, heartbeat_interval=0.25) as kadoa,
@@ -50,33 +62,45 @@ async def demo(seconds: float) -> int:
             retry=RetryPolicy(first=0.1, initial=0.1, maximum=1.0, attempts_per_minute=600),
         ) as realtime,
     ):
-        account = Account()
+        account = Account(Board(trio.current_time()) if drawn else None)
         account.say("demo", f"a simulated Kadoa listens on {kadoa.endpoints.websocket}; the client is open")
         await realtime.wait_live()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_tell, account, realtime)
-            nursery.start_soon(_consume, account, realtime)
-            await _trouble(account, kadoa, seconds)
-            account.last = account.published[-1].id
-            if account.received and account.received[-1] == account.last:
-                account.complete.set()
-            with trio.move_on_after(_PATIENCE):
-                await account.complete.wait()
-            # Late repetitions would show now.
-            await trio.sleep(0.3)
-            nursery.cancel_scope.cancel(reason="the demo is over")
+        if account.board is None:
+            await _run(account, kadoa, realtime, seconds)
+        else:
+            async with drawing(account.board, realtime, screen=False, height=_HEIGHT):
+                await _run(account, kadoa, realtime, seconds)
         return _verdict(account, kadoa, realtime)
+
+
+async def _run(account: Account, kadoa: SimulatedKadoa, realtime: Realtime, seconds: float) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tell, account, realtime)
+        nursery.start_soon(_consume, account, realtime)
+        await _trouble(account, kadoa, seconds)
+        account.last = account.published[-1].id
+        if account.received and account.received[-1] == account.last:
+            account.complete.set()
+        with trio.move_on_after(_PATIENCE):
+            await account.complete.wait()
+        # Late repetitions would show now.
+        await trio.sleep(0.3)
+        nursery.cancel_scope.cancel(reason="the demo is over")
 
 
 async def _consume(account: Account, realtime: Realtime) -> None:
     async for event in realtime.events:
         account.received.append(event.id)
+        if account.board is not None:
+            account.board.event(event, trio.current_time(), time.time())
         if event.id == account.last:
             account.complete.set()
 
 
 async def _tell(account: Account, realtime: Realtime) -> None:
     async for notice in realtime.notices:
+        if account.board is not None:
+            account.board.notice(notice, trio.current_time())
         if not isinstance(notice, (AttemptStarted, Stable)):
             account.say("client", _in_words(notice))
 
@@ -89,7 +113,7 @@ async def _publish(account: Account, kadoa: SimulatedKadoa, seconds: float) -> N
     """Publish at a steady rate for so long."""
     until = trio.current_time() + seconds
     while trio.current_time() < until:
-        account.published.append(kadoa.publish())
+        account.published.append(kadoa.publish(timestamp=datetime.now(UTC)))
         await trio.sleep(1 / _RATE)
 
 
@@ -168,5 +192,5 @@ def _verdict(account: Account, kadoa: SimulatedKadoa, realtime: Realtime) -> int
         flush=True,
     )
     if not perfect:
-        print("kadoa-trio: the demo found a fault; please report it with the account above", file=sys.stderr)
+        say("the demo found a fault; please report it with the account above")
     return 0 if perfect else 1

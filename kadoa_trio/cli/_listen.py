@@ -1,38 +1,74 @@
-"""``kadoa-trio listen``: one JSON line an event."""
+"""``kadoa-trio listen``: one line an event."""
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
+from typing import Literal
 
+import attrs
 import trio
 
-from .._client import Realtime, open_realtime
-from .._notices import Notice
+from .._client import open_realtime
+from .._stores import SQLiteCursorStore
+from ._output import Output, Summary, event_line, tell
+
+Format = Literal["auto", "text", "json"]
 
 
-async def listen(types: list[str] | None, workflows: list[str] | None, limit: int | None) -> int:
+@attrs.frozen(kw_only=True)
+class Source:
+    """Which events a command takes, and where it goes on."""
+
+    api_key: str | None = None
+    types: tuple[str, ...] = ()
+    workflows: tuple[str, ...] = ()
+    since_cursor: str | None = None
+    store: str | None = None
+    consumer: str = "default"
+    repair_gaps: bool = False
+
+    def options(self) -> dict[str, object]:
+        """Give the options of `open_realtime`."""
+        return {
+            "event_types": self.types or None,
+            "workflow_ids": self.workflows or None,
+            "resume_from": self.since_cursor,
+            "cursor_store": None if self.store is None else SQLiteCursorStore(self.store),
+            "consumer": self.consumer,
+            "repair_gaps": self.repair_gaps,
+            # Who only looks on says nothing to the server about what was handled.
+            "acknowledge": self.store is not None,
+        }
+
+
+async def listen(source: Source, *, limit: int | None, form: Format) -> int:
     """Print events to stdout, and what happens to the connection to stderr, until cancelled or *limit* is reached."""
-    async with open_realtime(event_types=types, workflow_ids=workflows) as realtime, trio.open_nursery() as nursery:
-        nursery.start_soon(_tell, realtime)
-        count = 0
-        async for event in realtime.events:
-            # Settled by asking for the next one, so after the line is out.
-            print(json.dumps(event.raw, separators=(",", ":")), flush=True)
-            count += 1
-            if count == limit:
-                realtime.events.settle()
-                break
+    output = Output()
+    text = output.terminal if form == "auto" else form == "text"
+    summary = Summary()
+    async with (
+        open_realtime(source.api_key, **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(tell, realtime)
+        nursery.start_soon(_leave_with_reader, output, nursery.cancel_scope)
+        try:
+            async for event in realtime.events:
+                line = (
+                    event_line(event, coloured=output.colours) if text else json.dumps(event.raw, separators=(",", ":"))
+                )
+                await output.write(line)
+                # Settled by asking for the next one, so after the line is out.
+                summary.events += 1
+                if summary.events == limit:
+                    realtime.events.settle()
+                    break
+        finally:
+            summary.tell(realtime)
         nursery.cancel_scope.cancel(reason="done")
     return 0
 
 
-async def _tell(realtime: Realtime) -> None:
-    async for notice in realtime.notices:
-        if _worth_telling(notice):
-            print(f"kadoa-trio: {notice}", file=sys.stderr, flush=True)
-
-
-def _worth_telling(notice: Notice) -> bool:
-    return notice.level >= logging.INFO
+async def _leave_with_reader(output: Output, scope: trio.CancelScope) -> None:
+    await output.wait_closed()
+    scope.cancel(reason="nobody reads the output any more")

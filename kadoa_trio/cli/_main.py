@@ -1,101 +1,448 @@
-"""Arguments and exit codes: 0 done, 1 a fault, 2 used wrongly, 130 Ctrl-C."""
+"""Arguments. Everything that a command does stands in a module of its own."""
 
 from __future__ import annotations
 
-import argparse
+import functools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-import trio
+import click
+from click.shell_completion import get_completion_class
 
-from .._errors import AuthenticationError, ConfigurationError, KadoaError
-from .._exits import pick
 from .._version import __version__
-from ._demo import demo
-from ._listen import listen
+from ..testing import Schedule
+from . import _demo, _forward, _listen, _setup, _simulate, _watch
+from ._listen import Source
+from ._run import explain, run
+
+_EPILOG = """\b
+Exit codes: 0 done, 1 a fault, 2 used wrongly, 130 Ctrl-C, 143 SIGTERM.
+Data goes to stdout, news to stderr. NO_COLOR is respected.
+"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with *argv* (default: that of the process), and return its exit code."""
-    arguments = _parser().parse_args(argv)
-    if arguments.verbose:
-        logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if arguments.verbose > 1 else logging.INFO)
+def run_command(argv: Sequence[str] | None) -> int:
+    """Run the command with *argv*, and return its exit code."""
+    try:
+        # Not standalone: click would end the process with codes of its own.
+        code = kadoa_trio_command.main(
+            args=None if argv is None else list(argv), prog_name="kadoa-trio", standalone_mode=False
+        )
+    except BaseException as exc:  # noqa: ASYNC103  # raised again by explain()
+        code = explain(exc)
+    return code if isinstance(code, int) else 0
+
+
+def _run(function: Callable[..., Awaitable[int]], *args: Any, **options: Any) -> int:
+    return run(functools.partial(function, *args, **options))
+
+
+class _ScheduleType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
+    name = "schedule"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Schedule:
+        try:
+            return value if isinstance(value, Schedule) else Schedule.parse(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, prog_name="kadoa-trio", message="%(prog)s %(version)s")
+@click.option("-v", "--verbose", count=True, help="Log to stderr; twice: everything (never a secret).")
+def kadoa_trio_command(verbose: int) -> None:
+    """Kadoa's realtime events in a terminal.
+
+    The API key is read from KADOA_API_KEY or --api-key-file, never from an
+    argument, which every user of the machine could read.
+    """
+    if verbose:
+        logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if verbose > 1 else logging.INFO)
     else:
         # The commands tell what the log would say.
         logging.getLogger("kadoa_trio").addHandler(logging.NullHandler())
-    fault: BaseException | None = None
+
+
+# ---- options that several commands have ----------------------------------------------------------------------------
+
+
+def _read_key_file(_ctx: click.Context, _param: click.Parameter, path: str | None) -> str | None:
+    if path is None:
+        return None
     try:
-        if arguments.command == "demo":
-            return trio.run(demo, arguments.seconds)
-        return trio.run(listen, arguments.type, arguments.workflow, arguments.limit)
-    except BaseExceptionGroup as group:
-        # The commands have nurseries of their own.
-        fault = pick(group)
-    except BaseException as exc:  # noqa: ASYNC103  # raised again, below
-        fault = exc
-    return _explain(fault)
+        text = sys.stdin.read(10_000) if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not text"
+        raise click.BadParameter(f"{path}: {reason}") from None
+    key = text.strip()
+    if not key:
+        raise click.BadParameter(f"{path} is empty")
+    return key
 
 
-def _explain(fault: BaseException) -> int:
-    """Say what went wrong in one line, and return the exit code; what no user can have caused is raised."""
-    match fault:
-        case KeyboardInterrupt():
-            return 130
-        case ConfigurationError():
-            print(f"kadoa-trio: {fault}", file=sys.stderr)
-            return 2
-        case AuthenticationError():
-            print(f"kadoa-trio: {fault}. Is KADOA_API_KEY right?", file=sys.stderr)
-            return 1
-        case KadoaError():
-            print(f"kadoa-trio: {fault}", file=sys.stderr)
-            return 1
-        case BrokenPipeError():
-            # `| head` has enough. Python would complain once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-    raise fault
+_api_key = click.option(
+    "--api-key-file",
+    "api_key",
+    metavar="PATH",
+    callback=_read_key_file,
+    help="Read the API key from a file (- for stdin) instead of KADOA_API_KEY.",
+)
+_types = click.option("--type", "types", multiple=True, metavar="TYPE", help="Only events of this type; repeatable.")
+_workflows = click.option(
+    "--workflow", "workflows", multiple=True, metavar="ID", help="Only events of this workflow; repeatable."
+)
+_limit = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Leave after N events.")
+_repair = click.option(
+    "--repair-gaps", is_flag=True, help="Look possible gaps up in Kadoa's log, and take what was missed from there."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kadoa-trio", description="Kadoa's realtime events in a terminal.", allow_abbrev=False
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def _need_key(api_key: str | None) -> None:
+    if api_key is None and not os.environ.get("KADOA_API_KEY"):
+        raise click.UsageError("no API key: set KADOA_API_KEY, or name a file with --api-key-file")
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+@kadoa_trio_command.command()
+@_options(_api_key, _types, _workflows)
+@click.option("--since-cursor", metavar="CURSOR", help="Go on after this cursor.")
+@click.option("--store", metavar="PATH", help="Keep the position in this SQLite file, and go on there the next time.")
+@click.option("--consumer", default="default", show_default=True, metavar="NAME", help="The position's name in it.")
+@_options(_repair, _limit)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    help="Text is for people, json is one object a line; auto is text in a terminal.",
+)
+def listen(
+    api_key: str | None,
+    types: tuple[str, ...],
+    workflows: tuple[str, ...],
+    since_cursor: str | None,
+    store: str | None,
+    consumer: str,
+    repair_gaps: bool,
+    limit: int | None,
+    form: _listen.Format,
+) -> int:
+    """Print one line for each event, until Ctrl-C.
+
+    With --store an event counts as handled when its line is written: killed
+    at any moment, the next run goes on there.
+
+    \b
+    Examples:
+      kadoa-trio listen --type workflow_failed
+      kadoa-trio listen --store positions.db --consumer jq | jq .message
+      kadoa-trio listen --limit 1 --format text
+    """
+    _need_key(api_key)
+    if since_cursor is not None and store is not None:
+        raise click.UsageError("--since-cursor and --store both say where to go on; use one of them")
+    source = Source(
+        api_key=api_key,
+        types=types,
+        workflows=workflows,
+        since_cursor=since_cursor,
+        store=store,
+        consumer=consumer,
+        repair_gaps=repair_gaps,
     )
-    parser.add_argument("--version", action="version", version=f"kadoa-trio {__version__}")
-    parser.add_argument(
-        "-v", "--verbose", action="count", default=0, help="log to stderr; twice: everything (never a secret)"
+    return _run(_listen.listen, source, limit=limit, form=form)
+
+
+@kadoa_trio_command.command()
+@_options(_api_key, _types, _workflows)
+def watch(api_key: str | None, types: tuple[str, ...], workflows: tuple[str, ...]) -> int:
+    """Show connections, rates, latency, buffer, events and notices, in the whole terminal.
+
+    It only looks on: nothing is kept, and nothing acknowledged.
+
+    \b
+    Example:
+      kadoa-trio watch
+    """
+    _need_key(api_key)
+    return _run(_watch.watch, Source(api_key=api_key, types=types, workflows=workflows))
+
+
+@kadoa_trio_command.command()
+@click.argument("url")
+@_options(_api_key, _types, _workflows)
+@click.option(
+    "--store",
+    metavar="PATH",
+    help="Keep the position in this SQLite file. Default: positions.db in the user's application directory.",
+)
+@click.option("--no-store", is_flag=True, help="Keep no position: begin with what is sent from now on.")
+@click.option("--consumer", metavar="NAME", help="The position's name in it. Default: one for each URL.")
+@_repair
+@click.option(
+    "--max-attempts",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Put an event aside after N failed attempts. Default: try for ever.",
+)
+@click.option(
+    "--dead-letters",
+    default="dead-letters.jsonl",
+    show_default=True,
+    metavar="PATH",
+    help="Where events are put aside, one JSON object a line.",
+)
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Of an attempt, in s.")
+@click.option("--replay", metavar="FILE", help="Send the dead letters of FILE again, and nothing else.")
+@_limit
+def forward(
+    url: str,
+    api_key: str | None,
+    types: tuple[str, ...],
+    workflows: tuple[str, ...],
+    store: str | None,
+    no_store: bool,
+    consumer: str | None,
+    repair_gaps: bool,
+    max_attempts: int | None,
+    dead_letters: str,
+    timeout: float,
+    replay: str | None,
+    limit: int | None,
+) -> int:
+    """Post every event to URL in the shape of Kadoa's webhooks.
+
+    The body is JSON, the header X-Kadoa-Event names the type. An event is
+    done when a 2xx answers; everything else is tried again with backoff, in
+    order. Restarted, it goes on where it stood.
+
+    \b
+    Examples:
+      kadoa-trio forward http://localhost:8000/webhook
+      kadoa-trio forward http://localhost:8000/webhook --max-attempts 5
+      kadoa-trio forward http://localhost:8000/webhook --replay dead-letters.jsonl
+    """
+    if replay is not None:
+        return _run(_forward.replay, replay, url, timeout=timeout, max_attempts=max_attempts)
+    _need_key(api_key)
+    if store is not None and no_store:
+        raise click.UsageError("--store and --no-store exclude each other")
+    if store is None and not no_store:
+        directory = Path(click.get_app_dir("kadoa-trio"))
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = str(directory / "positions.db")
+    source = Source(
+        api_key=api_key,
+        types=types,
+        workflows=workflows,
+        store=store,
+        consumer=consumer or f"forward {urlsplit(url)._replace(query='', fragment='').geturl()}",
+        repair_gaps=repair_gaps,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    one = commands.add_parser(
-        "demo",
-        help="watch the client survive a bad quarter of a minute, on this machine only",
-        description="Runs a simulated Kadoa on loopback and the real client against it, through drains, resets, "
-        "silences and a failing token endpoint. Exit code 0 only if every event arrived once and in order.",
+    return _run(
+        _forward.forward,
+        source,
+        url,
+        timeout=timeout,
+        max_attempts=max_attempts,
+        dead_letters=dead_letters,
+        limit=limit,
     )
-    one.add_argument("--seconds", type=_seconds, default=15.0, help="how long, at least 6 (default: 15)")
-    two = commands.add_parser(
-        "listen",
-        help="print one JSON line for each event",
-        description="Connects to Kadoa and prints one JSON line for each event, until Ctrl-C. The key is read from "
-        "KADOA_API_KEY; news of the connection goes to stderr.",
+
+
+@kadoa_trio_command.command()
+@_api_key
+@click.option("--event", "events", multiple=True, required=True, metavar="TYPE", help="An event type; repeatable.")
+@click.option(
+    "--workflow",
+    "workflows",
+    multiple=True,
+    metavar="ID",
+    help="Only for this workflow; repeatable. Default: the whole workspace.",
+)
+@click.option("--enable", is_flag=True, help="Enable settings that are disabled, with all of their channels.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
+@_json
+def setup(
+    api_key: str | None,
+    events: tuple[str, ...],
+    workflows: tuple[str, ...],
+    enable: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Make the workspace send events to realtime clients.
+
+    Finds or makes its WebSocket channel, and the settings for the event
+    types. Settings keep the channels that they have; nothing is changed
+    where all is in place.
+
+    \b
+    Examples:
+      kadoa-trio setup --event workflow_failed --event workflow_finished
+      kadoa-trio setup --event workflow_data_change --workflow 64f... --dry-run
+    """
+    _need_key(api_key)
+    return _run(_setup.setup, api_key, events, workflows, enable=enable, dry_run=dry_run, as_json=as_json)
+
+
+@kadoa_trio_command.command("send-test")
+@click.argument("event_type", metavar="TYPE")
+@_api_key
+@click.option("--workflow", metavar="ID", help="The workflow that the event is about.")
+@_json
+def send_test(event_type: str, api_key: str | None, workflow: str | None, as_json: bool) -> int:
+    """Have Kadoa send a mock event to all channels of its type; print its id.
+
+    \b
+    Example:
+      kadoa-trio send-test workflow_failed
+    """
+    _need_key(api_key)
+    return _run(_setup.send_test, api_key, event_type, workflow, as_json=as_json)
+
+
+@kadoa_trio_command.command()
+@_api_key
+@click.option("--event", default="workflow_finished", show_default=True, metavar="TYPE", help="The test event's type.")
+@click.option("--workflow", metavar="ID", help="The workflow that the test event is about.")
+@click.option("--no-test-event", is_flag=True, help="Send no test event.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="For the first frame and for the test event, in seconds each.",
+)
+@_json
+def doctor(
+    api_key: str | None, event: str, workflow: str | None, no_test_event: bool, timeout: float, as_json: bool
+) -> int:
+    """Find out why no events come: every step, its time, a verdict, and what to do next.
+
+    At the end Kadoa is asked for a test event, which goes to all channels of
+    its type, people's mailboxes included.
+
+    \b
+    Examples:
+      kadoa-trio doctor
+      kadoa-trio doctor --no-test-event --json
+    """
+    return _run(
+        _setup.doctor,
+        api_key,
+        test_event=None if no_test_event else event,
+        workflow=workflow,
+        timeout=timeout,
+        as_json=as_json,
     )
-    two.add_argument("--type", action="append", metavar="TYPE", help="only events of this type; can be repeated")
-    two.add_argument("--workflow", action="append", metavar="ID", help="only events of this workflow; can be repeated")
-    two.add_argument("--limit", type=_count, metavar="N", help="leave after N events")
-    return parser
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 6 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError("must be between 6 and 3600")
-    return seconds
+@kadoa_trio_command.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: one that the system chooses.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, max=10_000), default=1.0, show_default=True, help="Events a second."
+)
+@click.option(
+    "--fault", "schedule", type=_ScheduleType(), metavar="SCHEDULE", help='Such as "10 drain, 25 reset, 40 outage 5".'
+)
+@click.option("--repeat", is_flag=True, help="Begin the schedule again when it is over.")
+@click.option("--chaos", type=int, metavar="SEED", help="Faults at random, for an hour; a seed draws the same again.")
+@click.option(
+    "--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Their mean distance, s."
+)
+@click.option("--heartbeat", type=click.FloatRange(min=0.01), default=15.0, show_default=True, help="Interval, in s.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), help="End after so long. Default: with Ctrl-C.")
+@click.option("--env-file", metavar="PATH", help="Write the variables to this file, too, as NAME=value lines.")
+def simulate(
+    port: int,
+    rate: float,
+    schedule: Schedule | None,
+    repeat: bool,
+    chaos: int | None,
+    every: float,
+    heartbeat: float,
+    seconds: float | None,
+    env_file: str | None,
+) -> int:
+    """Run a simulated Kadoa on this machine, with faults, for any Kadoa client.
+
+    Prints the environment variables that point a client at it. The faults:
+    drain, close, reset, eof, silence, forget, outage, tokens, handshakes,
+    hang, stillborn.
+
+    \b
+    Examples:
+      kadoa-trio simulate --rate 5 --fault "10 drain, 20 silence, 60 outage 5" --repeat
+      kadoa-trio simulate --chaos 7 --env-file kadoa.env
+    """
+    if schedule is not None and chaos is not None:
+        raise click.UsageError("--fault and --chaos exclude each other")
+    if chaos is not None:
+        schedule = Schedule.chaos(chaos, seconds=3600, every=every)
+    return _run(
+        _simulate.simulate,
+        port=port,
+        rate=rate,
+        schedule=schedule or Schedule(),
+        repeat=repeat,
+        heartbeat=heartbeat,
+        seconds=seconds,
+        env_file=env_file,
+    )
 
 
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return count
+@kadoa_trio_command.command()
+@click.option("--seconds", type=click.FloatRange(6, 3600), default=15.0, show_default=True, help="How long.")
+@click.option("--plain", is_flag=True, help="Line by line, also in a terminal.")
+def demo(seconds: float, plain: bool) -> int:
+    """Watch the client survive a bad quarter of a minute, on this machine only.
+
+    Runs a simulated Kadoa and the real client against it, over real sockets,
+    through drains, resets, silences and failing tokens. The exit code is 0
+    only if every event arrived once and in order.
+
+    \b
+    Example:
+      kadoa-trio demo
+    """
+    return _run(_demo.demo, seconds, plain=plain)
+
+
+@kadoa_trio_command.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), required=False)
+def completion(shell: str | None) -> int:
+    """Print a script that completes this command in a shell.
+
+    \b
+    Examples:
+      eval "$(kadoa-trio completion bash)"
+      kadoa-trio completion fish > ~/.config/fish/completions/kadoa-trio.fish
+    """
+    shell = shell or os.path.basename(os.environ.get("SHELL", ""))
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError("name the shell: bash, zsh or fish")
+    click.echo(kind(kadoa_trio_command, {}, "kadoa-trio", "_KADOA_TRIO_COMPLETE").source())
+    return 0

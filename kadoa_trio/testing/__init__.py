@@ -11,7 +11,21 @@
 from ._connection import SimulatedConnection as SimulatedConnection
 from ._model import Faults as Faults
 from ._model import PublishedEvent as PublishedEvent
+from ._schedule import FaultKind as FaultKind
+from ._schedule import Schedule as Schedule
+from ._schedule import ScheduledFault as ScheduledFault
 from ._simulator import SimulatedKadoa as SimulatedKadoa
 from ._simulator import open_simulated_kadoa as open_simulated_kadoa
+from ._workspace import Workspace as Workspace
 
-__all__ = ["Faults", "PublishedEvent", "SimulatedConnection", "SimulatedKadoa", "open_simulated_kadoa"]
+__all__ = [
+    "FaultKind",
+    "Faults",
+    "PublishedEvent",
+    "Schedule",
+    "ScheduledFault",
+    "SimulatedConnection",
+    "SimulatedKadoa",
+    "Workspace",
+    "open_simulated_kadoa",
+]

@@ -83,6 +83,10 @@ class Faults:
     """The log names events by ids that the socket does not know."""
     log_whole_events: bool = False
     """The log's payloads are the whole events."""
+    api_status: int | None = None
+    """Answer calls of the notifications API, the log left out, with this status."""
+    api_body: bytes | None = None
+    """Answer calls of the notifications API, the log left out, with this body."""
 
 
 @attrs.define(eq=False)

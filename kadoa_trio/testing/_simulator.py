@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import secrets
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -19,7 +20,9 @@ from .._exits import pick
 from .._settings import Endpoints
 from ._connection import SimulatedConnection
 from ._model import Faults, PublishedEvent, Spelling, Stream, log_row, message_for
+from ._schedule import Schedule
 from ._streams import FaultyStream, stream_pair
+from ._workspace import Workspace
 
 _MAX_BODY = 1024 * 1024
 _MAX_TOKENS = 1_000
@@ -44,6 +47,8 @@ class SimulatedKadoa:
         self.faults: Faults = Faults()
         """What is wrong at present."""
         self.stream: Stream = Stream()
+        self.workspace: Workspace = Workspace()
+        """Its channels and settings. They decide about test events; `publish` asks nobody."""
         self.connections: list[SimulatedConnection] = []
         """The open connections, oldest first."""
         self.subscribed: list[SimulatedConnection] = []
@@ -135,6 +140,10 @@ class SimulatedKadoa:
         finally:
             self.heal()
 
+    async def play(self, schedule: Schedule) -> None:
+        """Have the faults of a schedule, each at its time from now. Cancellation mends those that last."""
+        await schedule.play(self)
+
     async def wait_subscribed(self, count: int) -> SimulatedConnection:
         """Wait until *count* connections have subscribed since the beginning, and return that one."""
         await trio.lowlevel.checkpoint()
@@ -213,7 +222,22 @@ class SimulatedKadoa:
             if key != self.api_key:
                 return 401, {}, b'{"error":"invalid API key"}'
             return 200, {}, self._log(query)
+        if path.startswith("/v5/notifications/"):
+            if faults.api_status is not None or faults.api_body is not None:
+                content = b'{"error":"simulated"}' if faults.api_body is None else faults.api_body
+                return faults.api_status or 200, {}, content
+            if key != self.api_key:
+                return 401, {}, b'{"error":"invalid API key"}'
+            status, answer = self.workspace.answer(method, path.removeprefix("/v5/notifications"), body, self._test)
+            return status, {}, json.dumps(answer).encode()
         return 404, {}, b'{"error":"not found"}'
+
+    def _test(self, event_type: str, workflow_id: str | None) -> str:
+        """Send a mock event, as far as the workspace's settings let it come here."""
+        event_id = str(uuid.uuid4())
+        if self.workspace.streams(event_type, workflow_id):
+            self.publish(event_type, workflow_id=workflow_id, id=event_id)
+        return event_id
 
     def _log(self, query: Mapping[str, list[str]]) -> bytes:
         """Answer a request for the notification log: the newest rows first."""
@@ -233,11 +257,11 @@ class SimulatedKadoa:
         }
         return json.dumps({"data": {"events": rows, "pagination": pagination}, "status": "success"}).encode()
 
-    async def _listen(self, *, loopback: bool) -> None:
+    async def _listen(self, *, loopback: bool, port: int) -> None:
         if not loopback:
             address, network = "localhost:1", _MemoryNetwork(self)
         else:
-            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
             self._start(trio.serve_listeners, self._serve_tcp, listeners)
             address, network = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", None
         self.endpoints = Endpoints(
@@ -257,7 +281,7 @@ class SimulatedKadoa:
         try:
             head = await stream.receive_some(4096)
             served = FaultyStream(stream, prefix=bytes(head))
-            if head.startswith(b"GET "):
+            if b"upgrade: websocket" in head.lower():
                 await self._serve_websocket(served)
             elif head:
                 await self._serve_http(served)
@@ -333,7 +357,7 @@ class _MemoryNetwork(httpx.AsyncBaseTransport):
 
 @asynccontextmanager
 async def open_simulated_kadoa(
-    *, loopback: bool = False, heartbeat_interval: float = 15.0
+    *, loopback: bool = False, heartbeat_interval: float = 15.0, port: int = 0
 ) -> AsyncIterator[SimulatedKadoa]:
     """Run a simulated Kadoa for the length of a block.
 
@@ -343,6 +367,7 @@ async def open_simulated_kadoa(
             everything runs on Trio's clock: with a `trio.testing.MockClock`
             a day passes in a moment.
         heartbeat_interval: seconds between heartbeats. Default 15, as Kadoa.
+        port: on loopback, the port to listen on; 0 lets the system choose.
     """
     error: BaseException | None = None
     try:
@@ -350,7 +375,7 @@ async def open_simulated_kadoa(
             kadoa = SimulatedKadoa(nursery, heartbeat_interval)
             # The nursery must not see an exception of the body: it would wrap it.
             try:
-                await kadoa._listen(loopback=loopback)
+                await kadoa._listen(loopback=loopback, port=port)
                 yield kadoa
             except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
                 error = exc

@@ -1,0 +1,171 @@
+"""Draws the documentation's pictures from recorded runs of the client, on virtual time.
+
+Run by the build (see conf.py), and by hand for the one that the README shows::
+
+    python docs/pictures.py docs/demo.svg
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import trio
+import trio.testing
+from rich.console import Console
+
+from kadoa_trio import (
+    AttemptStarted,
+    Connected,
+    Draining,
+    Lost,
+    Notice,
+    Realtime,
+    Replaced,
+    open_realtime,
+)
+from kadoa_trio.cli._board import Board
+from kadoa_trio.cli._watch import Picture
+from kadoa_trio.testing import Schedule, SimulatedKadoa, open_simulated_kadoa
+
+WIDTH, HEIGHT = 100, 28
+BEGIN = datetime(2026, 1, 1, 9, 0, tzinfo=UTC)
+
+
+async def record(schedule: Schedule, seconds: float, board: Board, notices: list[tuple[float, Notice]]) -> str:
+    """Run a client through a schedule; fill the board; return the board's picture."""
+    async with open_simulated_kadoa() as kadoa, open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime:
+        await kadoa.wait_subscribed(1)
+        began = trio.current_time()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume, realtime, board, began)
+            nursery.start_soon(follow, realtime, board, notices, began)
+            nursery.start_soon(publish, kadoa, began)
+            nursery.start_soon(kadoa.play, schedule)
+            await trio.sleep(seconds)
+            nursery.cancel_scope.cancel()
+        return draw(board, realtime)
+
+
+def wall(began: float) -> datetime:
+    return BEGIN + timedelta(seconds=trio.current_time() - began)
+
+
+async def publish(kadoa: SimulatedKadoa, began: float) -> None:
+    kinds = ("workflow_finished", "workflow_data_change", "workflow_finished", "workflow_failed", "workflow_recovered")
+    number = 0
+    while True:
+        kadoa.publish(kinds[number % 5], workflow_id=f"wf_{number % 7 + 1}", timestamp=wall(began))
+        number += 1
+        await trio.sleep(0.4 + 0.3 * (number * 7 % 5))
+
+
+async def consume(realtime: Realtime, board: Board, began: float) -> None:
+    async for event in realtime.events:
+        # A picture has no network in it: what it would cost stands for it.
+        await trio.sleep(0.012)
+        board.event(event, trio.current_time(), wall(began).timestamp())
+
+
+async def follow(realtime: Realtime, board: Board, notices: list[tuple[float, Notice]], began: float) -> None:
+    async for notice in realtime.notices:
+        board.notice(notice, trio.current_time())
+        notices.append((trio.current_time() - began, notice))
+
+
+def draw(board: Board, realtime: Realtime) -> str:
+    console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
+    console.print(Picture(board, realtime, height=HEIGHT))
+    svg = console.export_svg(title="kadoa-trio watch", unique_id="kadoa")
+    # No fonts from elsewhere: whoever looks at the page tells nobody.
+    return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+
+
+def timeline(notices: list[tuple[float, Notice]], seconds: float, schedule: Schedule) -> str:
+    """Draw generations as bars in time, with the faults above them."""
+    rows: dict[int, dict[str, float]] = {}
+    for at, notice in notices:
+        match notice:
+            case AttemptStarted(generation=number):
+                rows[number] = {"began": at}
+            case Connected(generation=number):
+                rows[number]["live"] = at
+            case Draining(generation=number):
+                rows[number]["draining"] = at
+            case Lost(generation=number) | Replaced(generation=number):
+                rows[number]["ended"] = at
+            case _:
+                pass
+    left, top, row, width = 120, 56, 30, 640
+    height = top + row * len(rows) + 34
+
+    def x(at: float) -> float:
+        return round(left + at / seconds * width, 1)
+
+    size = f'viewBox="0 0 {left + width + 30} {height}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13" role="img">',
+        "<title>Generations of connections through "
+        + escape(", ".join(f"{fault.kind} at {fault.at:g} s" for fault in schedule.faults))
+        + "</title>",
+        '<rect width="100%" height="100%" fill="#ffffff" rx="6"/>',
+    ]
+    for fault in schedule.faults:
+        parts.append(
+            f'<line x1="{x(fault.at)}" y1="30" x2="{x(fault.at)}" y2="{height - 30}" stroke="#c33" stroke-dasharray="3 3"/>'
+            f'<text x="{x(fault.at)}" y="22" text-anchor="middle" fill="#c33">{fault.kind}</text>'
+        )
+    for place, (number, times) in enumerate(rows.items()):
+        y = top + place * row
+        end = times.get("ended", seconds)
+        live, draining = times.get("live", end), times.get("draining", end)
+        parts.append(f'<text x="{left - 12}" y="{y + 14}" text-anchor="end" fill="#333">connection {number}</text>')
+        for begin, until, colour in (
+            (times["began"], live, "#e0b000"),
+            (live, draining, "#2a9d4a"),
+            (draining, end, "#2b8fb3"),
+        ):
+            if until > begin:
+                parts.append(
+                    f'<rect x="{x(begin)}" y="{y}" width="{max(2.0, x(until) - x(begin)):.1f}" height="18" fill="{colour}"/>'
+                )
+    for tick in range(0, int(seconds) + 1, 20):
+        parts.append(f'<text x="{x(tick)}" y="{height - 10}" text-anchor="middle" fill="#666">{tick} s</text>')
+    parts.append("</svg>")
+    return "\n".join(parts)
+
+
+# What the client logs is in the pictures.
+logging.getLogger("kadoa_trio").addHandler(logging.NullHandler())
+
+
+def draw_all(directory: Path) -> None:
+    """Draw every picture into *directory*."""
+    directory.mkdir(exist_ok=True)
+    schedule = Schedule.parse("20 drain 8, 60 reset, 85 silence")
+    board = Board(0.0)
+    notices: list[tuple[float, Notice]] = []
+    (directory / "watch.svg").write_text(run(schedule, 140.0, board, notices))
+    (directory / "timeline.svg").write_text(timeline(notices, 140.0, schedule))
+
+
+def run(schedule: Schedule, seconds: float, board: Board, notices: list[tuple[float, Notice]]) -> str:
+    clock = trio.testing.MockClock(autojump_threshold=0)
+
+    async def main() -> str:
+        board.started = trio.current_time()
+        return await record(schedule, seconds, board, notices)
+
+    return trio.run(main, clock=clock)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(
+        run(Schedule.parse("15 drain 6, 40 reset, 70 drain 4, 74.5 reset"), 110.0, Board(0.0), [])
+    )

@@ -1,0 +1,321 @@
+"""Kadoa's notifications API: channels, settings, test events, the log of what was sent.
+
+Shapes are those of Kadoa's OpenAPI description, 3.0.0. Where it leaves a
+shape open, several are read.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar, final
+from urllib.parse import quote
+
+import attrs
+
+from ._errors import ConfigurationError, ProtocolError
+from ._events import structure
+from ._http import LOG_PAGE, HttpClient, iso, open_http
+from ._settings import Endpoints, Settings, read_key
+
+WEBSOCKET: Final = "WEBSOCKET"
+"""The type of the channel that a workspace's WebSockets belong to. It may have one only."""
+
+_T = TypeVar("_T")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Channel:
+    """A way that notifications go out of a workspace."""
+
+    id: str
+    name: str | None = None
+    channel_type: str | None = None
+    """``"WEBSOCKET"``, ``"WEBHOOK"``, ``"EMAIL"``, ``"SLACK"``, or what comes."""
+    config: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+    """Its options; those of some types hold addresses and secrets."""
+
+    @property
+    def is_websocket(self) -> bool:
+        """Whether it is the one that realtime clients receive from."""
+        return self.channel_type is not None and self.channel_type.upper() == WEBSOCKET
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Setting:
+    """Which channels an event type goes to, for a workflow or for the whole workspace."""
+
+    id: str
+    event_type: str
+    workflow_id: str | None = None
+    """None: for the workspace. A workflow's own setting wins over the workspace's."""
+    enabled: bool = True
+    channel_ids: tuple[str, ...] | None = None
+    """None where the answer does not say."""
+    event_configuration: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class LogEntry:
+    """One row of the notification log: an event that was sent to a channel, or tried to be."""
+
+    id: str
+    event_id: str | None = None
+    event_type: str | None = None
+    event_status: str | None = None
+    workflow_id: str | None = None
+    payload: Any = attrs.field(default=None, repr=False)
+    """The event's payload, or the whole event; which one is not documented."""
+    created_at: datetime | None = None
+
+
+@final
+@attrs.frozen(kw_only=True)
+class LogPage:
+    """A page of the log, in the order of the server."""
+
+    entries: tuple[LogEntry, ...]
+    has_more: bool
+    total: int | None = None
+
+
+@final
+class Notifications:
+    """The notifications API for one API key. Made by `open_notifications`.
+
+    Every call is one request of at most 30 seconds, and none is repeated. Being
+    cancelled abandons the request; a change may have been made then.
+
+    Every call raises:
+
+    * `AuthenticationError`: the key was refused;
+    * `RequestRefusedError`: any other 4xx that repeating cannot mend, with
+      Kadoa's own words;
+    * `ProtocolError`: the answer is not what is documented;
+    * `AttemptError`: everything that may pass, the network included.
+    """
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    def __repr__(self) -> str:
+        return "<Notifications>"
+
+    async def channels(self) -> tuple[Channel, ...]:
+        """Return the workspace's channels."""
+        data = await self._http.call("GET", "/channels")
+        return tuple(_one(Channel, row, f"channels[{n}]") for n, row in enumerate(_rows(data, "channels")))
+
+    async def create_channel(
+        self, name: str, channel_type: str = WEBSOCKET, config: Mapping[str, Any] | None = None
+    ) -> Channel:
+        """Make a channel, and return it."""
+        body = {"name": name, "channelType": channel_type, "config": dict(config or {})}
+        data = await self._http.call("POST", "/channels", body=body)
+        return _one(Channel, data.get("channel", data), "channel")
+
+    async def settings(self) -> tuple[Setting, ...]:
+        """Return all settings, of the workspace and of its workflows."""
+        data = await self._http.call("GET", "/settings")
+        return tuple(_setting(row, f"settings[{n}]") for n, row in enumerate(_rows(data, "settings")))
+
+    async def create_setting(
+        self,
+        event_type: str,
+        channel_ids: Sequence[str],
+        *,
+        workflow_id: str | None = None,
+        enabled: bool = True,
+        event_configuration: Mapping[str, Any] | None = None,
+    ) -> Setting:
+        """Send an event type to channels, and return the setting.
+
+        There may be one setting for an event type and a workflow: Kadoa
+        refuses a second one with 400, and any for a workflow that is linked
+        to a template with 409.
+        """
+        body: dict[str, object] = {
+            "eventType": event_type,
+            "eventConfiguration": dict(event_configuration or {}),
+            "enabled": enabled,
+            "channelIds": list(channel_ids),
+        }
+        if workflow_id is not None:
+            body["workflowId"] = workflow_id
+        data = await self._http.call("POST", "/settings", body=body)
+        return _setting(data.get("settings", data), "settings")
+
+    async def update_setting(
+        self, setting: Setting, *, channel_ids: Sequence[str] | None = None, enabled: bool | None = None
+    ) -> Setting:
+        """Change a setting, and return it as it is now.
+
+        Args:
+            setting: as it was read. What is not changed is sent again as it stands there.
+            channel_ids: all channels that it shall have.
+            enabled: whether it shall take effect.
+
+        Raises:
+            ValueError: its channels are neither given nor known, so that they could be lost.
+        """
+        channels = setting.channel_ids if channel_ids is None else tuple(channel_ids)
+        if channels is None:
+            raise ValueError("the setting's channels are not known; name all that it shall have")
+        body = {
+            "eventType": setting.event_type,
+            "eventConfiguration": dict(setting.event_configuration or {}),
+            "enabled": setting.enabled if enabled is None else enabled,
+            "channelIds": list(channels),
+        }
+        data = await self._http.call("PUT", f"/settings/{quote(setting.id, safe='')}", body=body)
+        return _setting(data.get("settings", data), "settings")
+
+    async def event_types(self) -> tuple[str, ...]:
+        """Return the names of the event types that Kadoa knows."""
+        data = await self._http.call("GET", "/event-types")
+        names = []
+        for n, row in enumerate(_rows(data, "eventTypes", "event_types", "types")):
+            name = row.get("eventType", row.get("type", row.get("id"))) if isinstance(row, dict) else row
+            if not isinstance(name, str):
+                raise ProtocolError("notifications", f"eventTypes[{n}] has no name")
+            names.append(name)
+        return tuple(names)
+
+    async def send_test(self, event_type: str, *, workflow_id: str | None = None) -> str | None:
+        """Have Kadoa send a mock event to all channels that the type goes to, people's mailboxes included.
+
+        Returns:
+            The id of the event, if the answer names one. That it is the id on
+            the WebSocket is not documented.
+        """
+        body = {"eventType": event_type}
+        if workflow_id is not None:
+            body["workflowId"] = workflow_id
+        event_id = (await self._http.call("POST", "/test", body=body)).get("eventId")
+        return event_id if isinstance(event_id, str) else None
+
+    async def log(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        event_type: str | None = None,
+        workflow_id: str | None = None,
+        offset: int = 0,
+        limit: int = LOG_PAGE,
+    ) -> LogPage:
+        """Read one page of the log.
+
+        Args:
+            since: an aware time; None for the beginning of the log.
+            until: an aware time; None for now.
+            event_type: only rows of this type; None for all.
+            workflow_id: only rows of this workflow; None for all.
+            offset: how many rows to leave out; for the next page, add the
+                number of entries of this one.
+            limit: how many rows at most, 1 to 100.
+
+        Raises:
+            ValueError: *limit* or *offset* is out of its range, or a time is not aware.
+        """
+        if not 1 <= limit <= LOG_PAGE or offset < 0:
+            raise ValueError(f"limit must be from 1 to {LOG_PAGE}, and offset not below 0")
+        params = {"limit": str(limit), "offset": str(offset)}
+        for name, time in (("startDate", since), ("endDate", until)):
+            if time is not None:
+                if time.tzinfo is None:
+                    raise ValueError("since and until must be aware times")
+                params[name] = iso(time)
+        for name, value in (("eventType", event_type), ("workflowId", workflow_id)):
+            if value is not None:
+                params[name] = value
+        data = await self._http.call("GET", "/logs", params=params)
+        pagination = data.get("pagination")
+        known = pagination if isinstance(pagination, dict) else {}
+        total = known.get("total")
+        return LogPage(
+            entries=tuple(_one(LogEntry, row, f"events[{n}]") for n, row in enumerate(_rows(data, "events"))),
+            has_more=known.get("hasMore") is True,
+            total=total if isinstance(total, int) else None,
+        )
+
+
+@asynccontextmanager
+async def open_notifications(
+    api_key: str | None = None,
+    *,
+    endpoints: Endpoints | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    allow_insecure: bool = False,
+) -> AsyncIterator[Notifications]:
+    """Open Kadoa's notifications API. Entering makes no request; leaving closes the connections.
+
+    Example::
+
+        async with open_notifications() as notifications:
+            for channel in await notifications.channels():
+                print(channel.name, channel.channel_type)
+
+    Args:
+        api_key: Kadoa's API key; None reads ``KADOA_API_KEY``.
+        endpoints: where Kadoa is; None reads the environment.
+        ssl_context: for the API; default httpx's.
+        allow_insecure: as for `open_realtime`.
+
+    Raises:
+        ConfigurationError: an option cannot be used, or there is no key.
+    """
+    settings = Settings(
+        endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
+        ssl_context=ssl_context,
+        allow_insecure=allow_insecure,
+    )
+    async with open_http(api_key=read_key(api_key), settings=settings, wall_clock=_utc_now) as http:
+        yield Notifications(http)
+
+
+def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
+    """Give event types without repetitions.
+
+    Raises:
+        ConfigurationError: there is none, or one is no word.
+    """
+    if isinstance(event_types, str) or not all(isinstance(name, str) and name for name in event_types):
+        raise ConfigurationError("event types must be a collection of non-empty strings")
+    if not event_types:
+        raise ConfigurationError("name at least one event type")
+    return tuple(dict.fromkeys(event_types))
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _rows(data: Mapping[str, object], *names: str) -> list[Any]:
+    for name in (*names, "data"):
+        rows = data.get(name)
+        if isinstance(rows, list):
+            return rows
+    raise ProtocolError("notifications", f"the answer has no list of {names[0]}")
+
+
+def _one(kind: type[_T], row: object, name: str) -> _T:
+    fault = ""
+    try:
+        return structure(row, kind, name)
+    except ValueError as exc:
+        fault = str(exc)
+    raise ProtocolError("notifications", fault)
+
+
+def _setting(row: object, name: str) -> Setting:
+    if isinstance(row, dict) and "channelIds" not in row and isinstance(row.get("channels"), list):
+        # Asked for as ids, and answered with whole channels.
+        ids = [channel.get("id") if isinstance(channel, dict) else channel for channel in row["channels"]]
+        row = {**row, "channelIds": ids}
+    return _one(Setting, row, name)

@@ -1,0 +1,128 @@
+"""``kadoa-trio setup``, ``send-test`` and ``doctor``: the workspace behind the stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import click
+import trio
+
+from .._diagnosis import Diagnosis, DiagnosisStep, Verdict, diagnose
+from .._http import presentable
+from .._notifications import open_notifications
+from .._streaming import StreamingPlan, apply_plan, plan_streaming
+from ._output import colours, say
+
+_MARKS = {
+    Verdict.OK: ("✓", "green"),
+    Verdict.WARNING: ("!", "yellow"),
+    Verdict.FAILED: ("✗", "red"),
+    Verdict.SKIPPED: ("-", "bright_black"),
+}
+
+
+async def setup(
+    api_key: str | None,
+    events: Sequence[str],
+    workflows: Sequence[str],
+    *,
+    enable: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Make what is missing; tell what was done, or would be."""
+    async with open_notifications(api_key) as notifications:
+        plan = await plan_streaming(notifications, events, workflows, enable=enable)
+        channel = plan.channel
+        if not dry_run:
+            channel = await apply_plan(notifications, plan)
+    if as_json:
+        click.echo(json.dumps(_plan_as_json(plan, dry_run=dry_run, channel=None if channel is None else channel.id)))
+        return 0
+    for warning in plan.warnings:
+        say(f"warning: {presentable(warning, 500)}")
+    for setting in plan.in_place:
+        where = "the whole workspace" if setting.workflow_id is None else f"workflow {setting.workflow_id}"
+        click.echo(f"in place: {presentable(f'{setting.event_type} of {where}', 200)}")
+    for step in plan.steps:
+        click.echo(f"{'would' if dry_run else 'done:'} {presentable(str(step), 500)}")
+    if not plan.steps:
+        click.echo("nothing to do")
+    return 0
+
+
+def _plan_as_json(plan: StreamingPlan, *, dry_run: bool, channel: str | None) -> dict[str, object]:
+    return {
+        "dryRun": dry_run,
+        "changed": bool(plan.steps) and not dry_run,
+        "channel": channel,
+        "steps": [{"step": type(step).__name__, "text": str(step)} for step in plan.steps],
+        "inPlace": [{"eventType": one.event_type, "workflowId": one.workflow_id} for one in plan.in_place],
+        "warnings": list(plan.warnings),
+    }
+
+
+async def send_test(api_key: str | None, event_type: str, workflow: str | None, *, as_json: bool) -> int:
+    """Have Kadoa send a mock event; print its id."""
+    async with open_notifications(api_key) as notifications:
+        event_id = await notifications.send_test(event_type, workflow_id=workflow)
+    if as_json:
+        click.echo(json.dumps({"eventType": event_type, "workflowId": workflow, "eventId": event_id}))
+    else:
+        click.echo(presentable(event_id or "(Kadoa named no id)", 100))
+    return 0
+
+
+async def doctor(
+    api_key: str | None, *, test_event: str | None, workflow: str | None, timeout: float, as_json: bool
+) -> int:
+    """Look at every step of a connection; the exit code is 1 if one fails."""
+    coloured = colours(1)
+
+    def tell(step: DiagnosisStep) -> None:
+        if as_json:
+            return
+        mark, colour = _MARKS[step.verdict]
+        if coloured:
+            mark = click.style(mark, fg=colour)
+        took = f"{step.seconds:6.2f} s" if step.verdict is not Verdict.SKIPPED else " " * 8
+        click.echo(f"{mark} {step.name:<12} {took}  {presentable(step.detail, 300)}")
+        if step.advice:
+            click.echo(f"{'':<25}{step.advice}")
+
+    if test_event is not None and not as_json:
+        say(
+            f"a {test_event} test event will be sent at the end, to all of its channels (--no-test-event leaves it out)"
+        )
+    began = trio.current_time()
+    diagnosis = await diagnose(
+        api_key,
+        test_event=test_event,
+        workflow_id=workflow,
+        heartbeat_timeout=timeout,
+        event_timeout=timeout,
+        on_step=tell,
+    )
+    if as_json:
+        click.echo(json.dumps(_diagnosis_as_json(diagnosis)))
+    else:
+        verdict = "all is well" if diagnosis.ok else "something is wrong"
+        say(f"{verdict}, after {trio.current_time() - began:.1f} s")
+    return 0 if diagnosis.ok else 1
+
+
+def _diagnosis_as_json(diagnosis: Diagnosis) -> dict[str, object]:
+    return {
+        "ok": diagnosis.ok,
+        "steps": [
+            {
+                "name": step.name,
+                "verdict": step.verdict.value,
+                "seconds": round(step.seconds, 4),
+                "detail": step.detail,
+                "advice": step.advice,
+            }
+            for step in diagnosis.steps
+        ],
+    }

@@ -1,0 +1,83 @@
+"""``kadoa-trio watch``: the board, live, in a whole terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import click
+import trio
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+
+from .._client import Realtime, open_realtime
+from ._board import Board
+from ._listen import Source
+from ._output import Summary
+
+_REFRESH = 0.25
+
+
+class Picture:
+    """The board as rich wants it: drawn anew for the size that the terminal has."""
+
+    def __init__(self, board: Board, realtime: Realtime, *, height: int | None = None) -> None:
+        self._board = board
+        self._realtime = realtime
+        self._height = height
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        height = self._height or options.height or console.size.height
+        yield from self._board.lines(self._realtime, trio.current_time(), options.max_width, height)
+
+
+async def watch(source: Source) -> int:
+    """Show a client until cancelled. What it shows is settled."""
+    if not sys.stdout.isatty():
+        raise click.UsageError("watch needs a terminal; `kadoa-trio listen` writes to pipes and files")
+    summary = Summary()
+    async with open_realtime(source.api_key, **source.options()) as realtime:  # type: ignore[arg-type]  # see options()
+        board = Board(trio.current_time())
+        try:
+            async with drawing(board, realtime, screen=True), trio.open_nursery() as nursery:
+                nursery.start_soon(follow_notices, board, realtime)
+                async for event in realtime.events:
+                    board.event(event, trio.current_time(), time.time())
+                    summary.events += 1
+                nursery.cancel_scope.cancel(reason="the stream has ended")
+        finally:
+            summary.tell(realtime)
+    return 0
+
+
+async def follow_notices(board: Board, realtime: Realtime) -> None:
+    """Take the notices of a client in."""
+    async for notice in realtime.notices:
+        board.notice(notice, trio.current_time())
+
+
+@asynccontextmanager
+async def drawing(board: Board, realtime: Realtime, *, screen: bool, height: int | None = None) -> AsyncIterator[None]:
+    """Draw the board four times a second for the length of a block, and give the terminal back after it."""
+    picture = Picture(board, realtime, height=height)
+    with _live(picture, screen=screen) as live:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_refresh, live)
+            yield
+            nursery.cancel_scope.cancel(reason="nothing more to draw")
+        live.refresh()
+
+
+@contextmanager
+def _live(picture: Picture, *, screen: bool) -> Iterator[Live]:
+    # Drawn by us and not by rich's own thread, which would read the client while it changes.
+    with Live(picture, console=Console(), screen=screen, auto_refresh=False, redirect_stdout=False) as live:
+        yield live
+
+
+async def _refresh(live: Live) -> None:
+    while True:
+        live.refresh()
+        await trio.sleep(_REFRESH)

@@ -1,0 +1,90 @@
+"""Schedules of faults: written and read, drawn from a seed, and played on a client that must lose nothing."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kadoa_trio import open_realtime
+from kadoa_trio.testing import FaultKind, Faults, Schedule, ScheduledFault, open_simulated_kadoa
+
+faults = st.builds(
+    ScheduledFault,
+    st.integers(0, 10_000).map(float),
+    st.sampled_from(get_args(FaultKind)),
+    st.integers(0, 100).map(float),
+)
+
+
+@given(st.lists(faults, max_size=10))
+def test_schedule_reads_what_it_writes(drawn: list[ScheduledFault]) -> None:
+    schedule = Schedule(tuple(drawn))
+    assert str(Schedule.parse(str(schedule))) == str(schedule)
+    assert [fault.at for fault in schedule.faults] == sorted(fault.at for fault in drawn)
+
+
+@pytest.mark.parametrize(
+    "text", ["drain", "x drain", "1 quake", "1 drain 2 3", "-1 drain", "1 drain -1", "nan reset", "inf eof"]
+)
+def test_unreadable_schedule_says_where(text: str) -> None:
+    with pytest.raises(ValueError, match=text.split()[0].lstrip("-")):
+        Schedule.parse(f"5 reset, {text}")
+
+
+def test_same_seed_draws_the_same_chaos() -> None:
+    one = Schedule.chaos(7, seconds=3600)
+    assert one == Schedule.chaos(7, seconds=3600)
+    assert one != Schedule.chaos(8, seconds=3600)
+    assert 200 < len(one.faults) < 600
+    assert {fault.kind for fault in Schedule.chaos(1, seconds=600, kinds=["drain"]).faults} == {"drain"}
+
+
+async def test_cancelled_schedule_leaves_nothing_broken(autojump_clock: Any) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        with trio.move_on_after(5):
+            await kadoa.play(Schedule.parse("1 outage 60, 2 tokens 60, 3 hang 60, 3 handshakes 60, 4 stillborn 60"))
+        assert kadoa.faults == Faults()
+
+
+async def test_overlapping_faults_of_a_kind_last_as_long_as_the_longest(autojump_clock: Any) -> None:
+    async with open_simulated_kadoa() as kadoa, trio.open_nursery() as nursery:
+        nursery.start_soon(kadoa.play, Schedule.parse("1 tokens 10, 2 tokens 2"))
+        await trio.sleep(6)
+        assert kadoa.faults.token_status == 503
+        await trio.sleep(6)
+        assert kadoa.faults.token_status is None
+
+
+@pytest.mark.parametrize("kind", sorted(set(get_args(FaultKind)) - {"forget"}))
+def test_client_loses_nothing_in_any_fault(kind: Any) -> None:
+    async def program() -> None:
+        async with (
+            open_simulated_kadoa() as kadoa,
+            open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime,
+        ):
+            await kadoa.wait_subscribed(1)
+            received: list[str | None] = []
+
+            async def consume() -> None:
+                async for event in realtime.events:
+                    received.append(event.id)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(consume)
+                kadoa.publish()
+                await trio.sleep(30)
+                schedule = Schedule(tuple(ScheduledFault(float(at), kind, 7.0) for at in (1, 40, 45)))
+                nursery.start_soon(kadoa.play, schedule)
+                for _ in range(100):
+                    kadoa.publish()
+                    await trio.sleep(1)
+                await trio.sleep(600)
+                nursery.cancel_scope.cancel()
+            assert received == [event.id for event in kadoa.published]
+
+    trio.run(program, clock=trio.testing.MockClock(autojump_threshold=0))
