@@ -33,9 +33,11 @@ def run_command(argv: Sequence[str] | None) -> int:
         code = kadoa_trio_command.main(
             args=None if argv is None else list(argv), prog_name="kadoa-trio", standalone_mode=False
         )
-    except BaseException as exc:  # noqa: ASYNC103  # raised again by explain()
-        code = explain(exc)
-    return code if isinstance(code, int) else 0
+    except BaseException as exc:  # noqa: ASYNC103  # raised again, below
+        fault = exc
+    else:
+        return code if isinstance(code, int) else 0
+    return explain(fault)
 
 
 def _run(function: Callable[..., Awaitable[int]], *args: Any, **options: Any) -> int:

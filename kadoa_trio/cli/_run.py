@@ -25,9 +25,10 @@ def run(command: Command) -> int:
     try:
         return trio.run(_until_signal, command)
     except BaseExceptionGroup as group:
-        return explain(pick(group))
-    except BaseException as exc:  # noqa: ASYNC103  # raised again by explain()
-        return explain(exc)
+        fault = pick(group)
+    except BaseException as exc:  # noqa: ASYNC103  # raised again, below
+        fault = exc
+    return explain(fault)
 
 
 async def _until_signal(command: Command) -> int:
