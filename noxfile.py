@@ -86,6 +86,13 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report", "--include=*/_ledger.py", "--fail-under=100")
 
 
+@nox.session(python="3.12")
+def interop(session: nox.Session) -> None:
+    """Kadoa's official SDK, and a client after Kadoa's documentation, against the simulated Kadoa."""
+    session.install(f"{wheel(session)}[test]", "kadoa-sdk==0.20.*", "requests>=2.32", "websocket-client>=1.8")
+    session.run("python", "-P", "-m", "pytest", "tests/interop", *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Events per second, as a ratio to a bare trio-websocket loop."""

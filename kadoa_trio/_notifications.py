@@ -180,7 +180,7 @@ class Notifications:
         data = await self._http.call("GET", "/event-types")
         names = []
         for n, row in enumerate(_rows(data, "eventTypes", "event_types", "types")):
-            name = row.get("eventType", row.get("type", row.get("id"))) if isinstance(row, dict) else row
+            name = row.get("type", row.get("eventType")) if isinstance(row, dict) else row
             if not isinstance(name, str):
                 raise ProtocolError("notifications", f"eventTypes[{n}] has no name")
             names.append(name)

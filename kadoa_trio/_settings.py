@@ -6,7 +6,8 @@ import ipaddress
 import math
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -76,6 +77,19 @@ class Network(Protocol):
         ...
 
 
+_stand_ins: list[Endpoints] = []
+
+
+@contextmanager
+def stand_in(endpoints: Endpoints) -> Iterator[None]:
+    """Have `Endpoints.from_environment` give *endpoints* for the length of a block, in the whole process."""
+    _stand_ins.append(endpoints)
+    try:
+        yield
+    finally:
+        _stand_ins.remove(endpoints)
+
+
 @attrs.frozen(kw_only=True)
 class Endpoints:
     """Where Kadoa is. The defaults are Kadoa's own addresses.
@@ -94,7 +108,13 @@ class Endpoints:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Endpoints:
-        """Read the endpoints from *environ* (default `os.environ`); what is not set there is Kadoa's own."""
+        """Read the endpoints from *environ* (default `os.environ`); what is not set there is Kadoa's own.
+
+        While a simulated Kadoa is the default (`kadoa_trio.testing.SimulatedKadoa.as_default`),
+        its endpoints stand in for `os.environ`.
+        """
+        if environ is None and _stand_ins:
+            return _stand_ins[-1]
         environ = os.environ if environ is None else environ
         own = cls()
         return cls(

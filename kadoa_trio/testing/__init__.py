@@ -4,10 +4,18 @@
 
     async with open_simulated_kadoa() as kadoa:
         async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime:
-            kadoa.publish("workflow_failed", {...})
+            kadoa.publish(workflow_failed(reason="The page has changed"))
             event = await realtime.events.receive()
 """
 
+from ._builders import Draft as Draft
+from ._builders import difference as difference
+from ._builders import make_event as make_event
+from ._builders import other_event as other_event
+from ._builders import workflow_data_change as workflow_data_change
+from ._builders import workflow_failed as workflow_failed
+from ._builders import workflow_finished as workflow_finished
+from ._builders import workflow_recovered as workflow_recovered
 from ._connection import SimulatedConnection as SimulatedConnection
 from ._model import Faults as Faults
 from ._model import PublishedEvent as PublishedEvent
@@ -19,6 +27,7 @@ from ._simulator import open_simulated_kadoa as open_simulated_kadoa
 from ._workspace import Workspace as Workspace
 
 __all__ = [
+    "Draft",
     "FaultKind",
     "Faults",
     "PublishedEvent",
@@ -27,5 +36,12 @@ __all__ = [
     "SimulatedConnection",
     "SimulatedKadoa",
     "Workspace",
+    "difference",
+    "make_event",
     "open_simulated_kadoa",
+    "other_event",
+    "workflow_data_change",
+    "workflow_failed",
+    "workflow_finished",
+    "workflow_recovered",
 ]

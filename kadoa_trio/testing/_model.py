@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -164,34 +164,3 @@ def _parse(cursor: str) -> tuple[int, int] | None:
     if dash and first.isdecimal() and second.isdecimal():
         return int(first), int(second)
     return None
-
-
-def message_for(event_type: str, workflow_id: str | None, number: int) -> Mapping[str, Any]:
-    """Make a documented payload for an event type."""
-    workflow = workflow_id or "wf_123"
-    match event_type:
-        case "workflow_finished":
-            return {"id": f"job-{number}", "workflowId": workflow}
-        case "workflow_failed":
-            return {
-                "workflowId": workflow,
-                "workflowName": "Prices",
-                "source": "monitored-page.example",
-                "reason": "The page has changed",
-                "action": "Review the workflow",
-            }
-        case "workflow_recovered":
-            return {"workflowId": workflow, "workflowName": "Prices", "source": "monitored-page.example"}
-        case "workflow_data_change":
-            return {
-                "id": f"change-{number}",
-                "workflowId": workflow,
-                "data": [{"id": "record-1", "price": 29.99}],
-                "differences": [
-                    {"type": "changed", "fields": [{"key": "price", "value": 29.99, "previousValue": 24.99}]}
-                ],
-                "url": "https://monitored-page.example",
-                "createdAt": "2026-01-01T00:00:00Z",
-            }
-        case _:
-            return {"workflowId": workflow}

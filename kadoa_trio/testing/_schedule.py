@@ -53,7 +53,8 @@ class ScheduledFault:
     at: float
     """Seconds from the beginning of the schedule."""
     kind: FaultKind
-    """One of: drain, close, reset, eof, silence, forget, outage, tokens, handshakes, hang, stillborn."""
+    """``drain``, ``close``, ``reset``, ``eof``, ``silence``, ``forget``, ``outage``, ``tokens``, ``handshakes``, ``hang`` or
+    ``stillborn``."""
     seconds: float = 1.0
     """How long it lasts; for a drain, after how long the socket is closed. Without meaning for the other kinds."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -17,9 +18,10 @@ import httpx
 import trio
 
 from .._exits import pick
-from .._settings import Endpoints
+from .._settings import Endpoints, stand_in
+from ._builders import Draft, documented
 from ._connection import SimulatedConnection
-from ._model import Faults, PublishedEvent, Spelling, Stream, log_row, message_for
+from ._model import Faults, PublishedEvent, Spelling, Stream, log_row
 from ._schedule import Schedule
 from ._streams import FaultyStream, stream_pair
 from ._workspace import Workspace
@@ -39,6 +41,7 @@ class SimulatedKadoa:
         self._nursery = nursery
         self._tokens: dict[str, None] = {}
         self._changed = trio.Event()
+        self._acknowledged = trio.Event()
         self.heartbeat_interval = heartbeat_interval
         """Seconds between heartbeats."""
         self.api_key: str = "key-" + secrets.token_hex(16)
@@ -94,7 +97,7 @@ class SimulatedKadoa:
 
     def publish(
         self,
-        event_type: str = "workflow_finished",
+        event_type: str | Draft = "workflow_finished",
         message: Any = None,
         *,
         id: str | None = None,
@@ -103,11 +106,26 @@ class SimulatedKadoa:
         timestamp: datetime | None = None,
         spelling: Spelling = "documented",
     ) -> PublishedEvent:
-        """Publish an event to every connection that has subscribed; without a *message*, a documented one."""
-        if message is None:
-            message = message_for(event_type, workflow_id, len(self.stream.events))
+        """Publish an event to every connection that has subscribed.
+
+        Args:
+            event_type: a draft, such as ``workflow_failed(reason="...")``, or
+                the name of an event type.
+            message: the payload; None for that of the draft, or one that is documented.
+            id: the event's id; None for the next one.
+            with_id: False sends none.
+            workflow_id: of the documented payload.
+            timestamp: None for one second after the event before it, from the
+                beginning of 2026 on.
+            spelling: how the frame is spelt.
+        """
+        draft = event_type if isinstance(event_type, Draft) else None
+        if draft is None and message is None:
+            draft = documented(str(event_type), workflow_id, len(self.stream.events))
+        if draft is not None:
+            event_type, message = draft.type, draft.message if message is None else message
         event = self.stream.publish(
-            event_type,
+            str(event_type),
             message,
             id=id,
             with_id=with_id,
@@ -119,7 +137,7 @@ class SimulatedKadoa:
             connection.live(event)
         return event
 
-    def publish_many(self, count: int, event_type: str = "workflow_finished") -> list[PublishedEvent]:
+    def publish_many(self, count: int, event_type: str | Draft = "workflow_finished") -> list[PublishedEvent]:
         """Publish *count* events."""
         return [self.publish(event_type) for _ in range(count)]
 
@@ -139,6 +157,47 @@ class SimulatedKadoa:
             yield
         finally:
             self.heal()
+
+    @contextmanager
+    def as_default(self) -> Iterator[None]:
+        """Be the Kadoa of every client in this process that is opened without endpoints and key, for a block.
+
+        Sets the environment variables, too, which is what other processes on
+        loopback read.
+        """
+        before = {name: os.environ.get(name) for name in self.environment}
+        os.environ.update(self.environment)
+        try:
+            with stand_in(self.endpoints):
+                yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    @property
+    def subscriptions(self) -> list[tuple[int, str | None]]:
+        """Connection number and cursor of every subscription so far."""
+        return [(connection.number, connection.last_cursor) for connection in self.subscribed]
+
+    @property
+    def settled(self) -> list[PublishedEvent]:
+        """The events that a client has acknowledged, in the order of the stream.
+
+        A client acknowledges what was settled, unless it is opened with
+        ``acknowledge=False``, at most 200 a second.
+        """
+        known = set(self.acknowledged)
+        return [event for event in self.stream.events if event.id in known]
+
+    async def wait_settled(self, *events: PublishedEvent) -> None:
+        """Wait until *events* are settled, or, without any, all that were published so far; see `settled`."""
+        await trio.lowlevel.checkpoint()
+        wanted = {event.id for event in (events or self.stream.events)}
+        while not wanted <= set(self.acknowledged):
+            await self._acknowledged.wait()
 
     async def play(self, schedule: Schedule) -> None:
         """Have the faults of a schedule, each at its time from now. Cancellation mends those that last."""
@@ -212,6 +271,8 @@ class SimulatedKadoa:
                 return faults.ack_status, {}, b'{"error":"simulated"}'
             try:
                 self.acknowledged.append(json.loads(body)["id"])
+                self._acknowledged.set()
+                self._acknowledged = trio.Event()
             except (ValueError, KeyError, TypeError):
                 return 400, {}, b'{"error":"no id"}'
             return 200, {}, b"{}"

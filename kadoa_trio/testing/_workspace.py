@@ -120,7 +120,7 @@ class Workspace:
             case "PUT", ["settings", setting_id]:
                 return self._update_setting(setting_id, body)
             case "GET", ["event-types"]:
-                return _success({"eventTypes": [{"eventType": name} for name in EVENT_TYPES]})
+                return _success({"eventTypes": [{"type": name, "category": "simulated"} for name in EVENT_TYPES]})
             case "POST", ["test"]:
                 if body.get("eventType") not in EVENT_TYPES:
                     return _refuse(400, "unknown event type")

@@ -1,0 +1,39 @@
+"""Wakes somebody up when a workflow fails, once; tells when it works again. Survives ``kill -9``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from kadoa_trio import CursorStore, Event, SQLiteCursorStore, WorkflowFailed, WorkflowRecovered, open_realtime
+
+Page = Callable[[str, str], Awaitable[None]]
+"""Sends a text about an event; given the event's id, so that the receiver can drop what comes twice."""
+
+
+async def handle(event: Event, page: Page) -> None:
+    """Turn one event into a page, if it is worth one."""
+    match event.message:
+        case WorkflowFailed(workflow_name=name, workflow_id=workflow, reason=reason):
+            await page(event.id, f"{name or workflow} has failed: {reason}")
+        case WorkflowRecovered(workflow_name=name):
+            await page(event.id, f"{name} works again")
+
+
+async def run(page: Page, store: CursorStore) -> None:
+    """Page for ever. An event is done when its page was sent."""
+    async with open_realtime(
+        event_types=["workflow_failed", "workflow_recovered"], cursor_store=store, consumer="pager"
+    ) as realtime:
+        async for event in realtime.events:
+            await handle(event, page)
+
+
+async def print_page(event_id: str, text: str) -> None:
+    print(text, flush=True)
+    await trio.lowlevel.checkpoint()
+
+
+if __name__ == "__main__":
+    trio.run(run, print_page, SQLiteCursorStore("pager.db"))

@@ -1,0 +1,118 @@
+"""How the pager is tested: its handler without a server, itself through faults and crashes, in virtual time.
+
+Run it with ``pytest``; the fixture ``simulated_kadoa`` comes with kadoa_trio.
+"""
+
+from __future__ import annotations
+
+import pager
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+
+from kadoa_trio import Event, MemoryCursorStore
+from kadoa_trio.testing import Schedule, make_event, open_simulated_kadoa, workflow_failed, workflow_recovered
+from kadoa_trio.testing.strategies import events, schedules
+
+
+class Pages:
+    """Takes pages, and drops what comes twice, as a pager's service does."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self.broken = False
+
+    async def __call__(self, event_id: str, text: str) -> None:
+        await trio.sleep(0.1)
+        if self.broken:
+            raise OSError("the pager's service is down")
+        self.texts[event_id] = text
+
+
+# ---- the handler by itself -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.trio
+async def test_failure_is_paged_with_its_reason() -> None:
+    pages = Pages()
+    await pager.handle(make_event(workflow_failed(workflow_name="Prices", reason="no table"), id="e1"), pages)
+    assert pages.texts == {"e1": "Prices has failed: no table"}
+
+
+@given(events(odd=True))
+def test_no_event_breaks_the_handler(event: Event) -> None:
+    trio.run(pager.handle, event, Pages(), clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# ---- the whole program, in virtual time ------------------------------------------------------------------------------
+
+
+@pytest.mark.trio
+async def test_pages_through_a_bad_day(simulated_kadoa, autojump_clock) -> None:
+    kadoa, pages = simulated_kadoa, Pages()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pager.run, pages, MemoryCursorStore())
+        await kadoa.wait_subscribed(1)
+        kadoa.publish(workflow_failed(reason="no table"))
+        await kadoa.wait_settled()
+        nursery.start_soon(kadoa.play, Schedule.chaos(7, seconds=24 * 3600, every=600))
+        for _ in range(24):
+            await trio.sleep(3600)
+            kadoa.publish(workflow_failed())
+            kadoa.publish(workflow_recovered())
+        await kadoa.wait_settled()
+        assert list(pages.texts) == [event.id for event in kadoa.published]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_crash_before_a_page_was_sent_sends_it_after_the_restart(simulated_kadoa, autojump_clock) -> None:
+    kadoa, pages, store = simulated_kadoa, Pages(), MemoryCursorStore()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pager.run, pages, store)
+        await kadoa.wait_subscribed(1)
+        kadoa.publish(workflow_failed())
+        await kadoa.wait_settled()
+        nursery.cancel_scope.cancel()
+
+    pages.broken = True
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pager.run, pages, store)
+            await kadoa.wait_subscribed(2)
+            second = kadoa.publish(workflow_failed())
+            await trio.sleep(60)
+    assert caught.group_contains(OSError)
+    assert store.position("pager").cursor == kadoa.published[0].cursor
+
+    pages.broken = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pager.run, pages, store)
+        await kadoa.wait_settled()
+        nursery.cancel_scope.cancel()
+    assert list(pages.texts) == [kadoa.published[0].id, second.id]
+    assert kadoa.subscriptions[-1] == (3, kadoa.published[0].cursor)
+
+
+@given(schedules(seconds=120))
+@settings(max_examples=30, deadline=None)
+def test_every_failure_is_paged_in_any_trouble(schedule: Schedule) -> None:
+    async def main() -> None:
+        pages = Pages()
+        async with open_simulated_kadoa() as kadoa:
+            with kadoa.as_default():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(pager.run, pages, MemoryCursorStore())
+                    await kadoa.wait_subscribed(1)
+                    kadoa.publish(workflow_failed())
+                    await kadoa.wait_settled()
+                    nursery.start_soon(kadoa.play, schedule)
+                    for number in range(20):
+                        await trio.sleep(7)
+                        kadoa.publish(workflow_failed(reason=f"reason {number}"))
+                    await kadoa.wait_settled()
+                    nursery.cancel_scope.cancel()
+            assert list(pages.texts) == [event.id for event in kadoa.published]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -1,0 +1,267 @@
+"""The testing kit, as programs that use the library use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+
+from kadoa_trio import (
+    Endpoints,
+    Event,
+    MemoryCursorStore,
+    OtherMessage,
+    WorkflowDataChange,
+    WorkflowFailed,
+    WorkflowFinished,
+    WorkflowRecovered,
+    open_realtime,
+)
+from kadoa_trio._wire import decode
+from kadoa_trio.testing import (
+    Draft,
+    Schedule,
+    difference,
+    make_event,
+    open_simulated_kadoa,
+    other_event,
+    workflow_data_change,
+    workflow_failed,
+    workflow_finished,
+    workflow_recovered,
+)
+from kadoa_trio.testing.strategies import drafts, events, frames, schedules
+
+ROOT = Path(__file__).resolve().parent.parent
+WEEK = 7 * 24 * 3600.0
+
+
+# ---- builders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("draft", "kind"),
+    [
+        (workflow_finished(), WorkflowFinished),
+        (workflow_failed(), WorkflowFailed),
+        (workflow_recovered(), WorkflowRecovered),
+        (workflow_data_change(), WorkflowDataChange),
+        (other_event("credits_low", left=3), OtherMessage),
+    ],
+)
+def test_builders_make_what_their_class_takes(draft: Draft, kind: type) -> None:
+    event = make_event(draft)
+    assert type(event.message) is kind
+    assert getattr(event.message, "untyped_because", None) is None
+    assert event.timestamp is not None
+    assert event.id != make_event(draft).id
+
+
+def test_builders_say_what_they_are_told() -> None:
+    message = make_event(
+        workflow_data_change(differences=[difference("changed", price=(1, 2)), difference("added", name="x")], extra=7)
+    ).message
+    assert isinstance(message, WorkflowDataChange)
+    assert [(one.type, one.fields[0].key) for one in message.differences] == [("changed", "price"), ("added", "name")]
+    assert (message.differences[0].fields[0].previous_value, message.differences[0].fields[0].value) == (1, 2)
+    failed = make_event(workflow_failed(reason="gone", workflow_id="wf_9"), id="e9", cursor="3-4")
+    assert (failed.id, failed.cursor, failed.workflow_id) == ("e9", "3-4", "wf_9")
+    assert failed.message.reason == "gone"  # type: ignore[union-attr]
+
+
+async def test_draft_is_published_as_it_stands(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        sent = kadoa.publish(workflow_failed(reason="because", tag="extra"))
+        event = await realtime.events.receive()
+        assert event.id == sent.id
+        assert event.raw["message"] == workflow_failed(reason="because", tag="extra").message
+
+
+# ---- assertions ----------------------------------------------------------------------------------------------------
+
+
+async def test_settled_is_what_was_settled(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        one, two = kadoa.publish_many(2)
+        await realtime.events.receive()
+        await trio.sleep(5)
+        assert kadoa.settled == []
+        await realtime.events.receive()
+        await kadoa.wait_settled(one)
+        assert kadoa.settled == [one]
+        with trio.move_on_after(60) as scope:
+            await kadoa.wait_settled()
+        assert scope.cancelled_caught
+        realtime.events.settle()
+        await kadoa.wait_settled()
+        assert kadoa.settled == [one, two]
+
+
+async def test_position_and_subscriptions_can_be_asked_for(autojump_clock: Any) -> None:
+    store = MemoryCursorStore()
+    assert store.position() is None
+    async with open_simulated_kadoa() as kadoa:
+        for count in (1, 2):
+            async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store) as realtime:
+                await kadoa.wait_subscribed(count)
+                kadoa.publish()
+                await realtime.events.receive()
+                realtime.events.settle()
+                # A connection that resumed moves the cursor when it is stable; until then the id stands beside it.
+                await trio.sleep(30)
+        first, second = kadoa.published
+        position = store.position()
+        assert position is not None
+        assert position.cursor == second.cursor
+        assert store.position("other") is None
+        assert store.position(team="team-1") == position
+        assert store.position(team="team-2") is None
+        assert kadoa.subscriptions == [(1, None), (2, first.cursor)]
+
+
+async def test_simulated_kadoa_can_be_the_default(autojump_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KADOA_API_KEY", "mine")
+    monkeypatch.delenv("KADOA_WSS_API_URI", raising=False)
+    async with open_simulated_kadoa() as kadoa:
+        with kadoa.as_default():
+            async with open_realtime() as realtime:
+                await kadoa.wait_subscribed(1)
+                sent = kadoa.publish()
+                assert (await realtime.events.receive()).id == sent.id
+    assert os.environ["KADOA_API_KEY"] == "mine"
+    assert "KADOA_WSS_API_URI" not in os.environ
+    assert Endpoints.from_environment() == Endpoints()
+
+
+# ---- strategies ----------------------------------------------------------------------------------------------------
+
+
+@given(events())
+def test_drawn_events_are_typed(event: Event) -> None:
+    assert getattr(event.message, "untyped_because", None) is None, event.message
+    assert event.id
+
+
+@given(events(odd=True))
+def test_odd_events_are_events_all_the_same(event: Event) -> None:
+    assert event.message is not None
+    assert isinstance(event.raw, dict)
+
+
+@given(frames())
+def test_drawn_frames_are_decoded(frame: str) -> None:
+    decode(frame)
+
+
+@given(schedules(seconds=60, max_faults=4))
+def test_drawn_schedules_keep_their_bounds(schedule: Schedule) -> None:
+    assert len(schedule.faults) <= 4
+    assert all(fault.at <= 60 and fault.kind != "forget" for fault in schedule.faults)
+    assert str(Schedule.parse(str(schedule))) == str(schedule)
+
+
+@given(drafts(["workflow_failed"]))
+def test_drawn_drafts_are_of_the_types_asked_for(draft: Draft) -> None:
+    assert draft.type == "workflow_failed"
+    json.dumps(draft.message)
+
+
+@given(schedules(seconds=200))
+@settings(max_examples=40, deadline=None)
+def test_client_is_complete_after_any_drawn_schedule(schedule: Schedule) -> None:
+    async def main() -> None:
+        async with (
+            open_simulated_kadoa() as kadoa,
+            open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime,
+        ):
+            await kadoa.wait_subscribed(1)
+            received = []
+
+            async def consume() -> None:
+                async for event in realtime.events:
+                    received.append(event.id)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(consume)
+                kadoa.publish()
+                await trio.sleep(30)
+                nursery.start_soon(kadoa.play, schedule)
+                for _ in range(40):
+                    await trio.sleep(6)
+                    kadoa.publish()
+                await kadoa.wait_settled()
+                nursery.cancel_scope.cancel()
+            assert received == [event.id for event in kadoa.published]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# ---- a week --------------------------------------------------------------------------------------------------------
+
+
+async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        received = []
+
+        async def consume() -> None:
+            async for event in realtime.events:
+                received.append(event.id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume)
+            kadoa.publish()
+            await trio.sleep(60)
+            nursery.start_soon(kadoa.play, Schedule.chaos(11, seconds=WEEK, every=3600))
+            for _ in range(7 * 24):
+                await trio.sleep(3600)
+                kadoa.publish_many(3)
+            await kadoa.wait_settled()
+            nursery.cancel_scope.cancel()
+        assert received == [event.id for event in kadoa.published]
+        assert realtime.statistics().gap_count == 0
+
+
+# ---- the plugin ----------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # Not below this run's own options: the plugins are those that are installed.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:anyio", "-q", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        cwd=cwd,
+        env=environment,
+        check=False,
+    )
+
+
+def test_example_application_passes_its_own_tests() -> None:
+    done = run("--strict-markers", ".", cwd=ROOT / "docs" / "examples" / "pager")
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
+def test_plugin_imports_nothing_until_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import sys\n\n\ndef test_it():\n    assert '_kadoa_trio_pytest' in sys.modules\n"
+        "    assert 'kadoa_trio' not in sys.modules\n    assert 'httpx' not in sys.modules\n"
+    )
+    done = run(str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+def test_fixture_is_documented(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("")
+    done = run("--fixtures", str(tmp_path), cwd=tmp_path)
+    assert "simulated_kadoa" in done.stdout
