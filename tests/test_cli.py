@@ -279,6 +279,29 @@ async def test_listen_with_a_store_goes_on_where_lines_were_written(kadoa: Simul
     assert kadoa.acknowledged  # who keeps a position handles what it reads
 
 
+async def test_event_whose_line_nobody_took_comes_again_after_a_kill(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
+    arguments = ["listen", "--store", str(tmp_path / "p.db")]
+    with trio.fail_after(PATIENCE):
+        process = await trio.lowlevel.open_process(
+            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(kadoa)
+        )
+        assert process.stdout is not None
+        await kadoa.wait_subscribed(1)
+        first = kadoa.publish()
+        line = b""
+        while not line.endswith(b"\n"):
+            line += await process.stdout.receive_some()
+        large = kadoa.publish("credits_low", {"text": "x" * 2_000_000})  # larger than any pipe
+        after = kadoa.publish()
+        await process.stdout.receive_some(1)  # it is being written, and the first one is settled
+        await kadoa.wait_settled(first)
+        await trio.sleep(0.3)  # what would be settled too early would be saved by now
+        process.kill()
+        await process.wait()
+    done = await finish(*arguments, "--limit", "2", env=environment(kadoa))
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [large.id, after.id]
+
+
 async def test_listen_goes_on_from_a_cursor(kadoa: SimulatedKadoa) -> None:
     sent = kadoa.publish_many(5)
     cursor = sent[2].cursor

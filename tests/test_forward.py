@@ -151,6 +151,8 @@ async def test_torn_last_line_does_not_swallow_the_next_letter(tmp_path: Path) -
             done = await forwarder.replay(path)
     assert endpoint.ids == ["e2"]
     assert (done.delivered, done.remaining, done.unreadable) == (1, 1, 1)
+    (kept,) = path.read_text().splitlines()
+    assert '"id":"e1"' in kept  # a person may still read what it was
 
 
 @pytest.mark.sockets
