@@ -21,7 +21,7 @@ except ImportError:
 
 
 @_fixture  # type: ignore[untyped-decorator,unused-ignore]  # pytest-trio has no types
-async def simulated_kadoa() -> AsyncIterator[Any]:  # a fixture
+async def simulated_kadoa() -> AsyncIterator[Any]:  # noqa: ASYNC900  # a fixture
     """A simulated Kadoa in memory, which clients that are opened without endpoints and key talk to.
 
     Needs pytest-trio. Together with its ``autojump_clock`` everything runs in
