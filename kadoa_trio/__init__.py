@@ -23,6 +23,7 @@
 #   _notifications  channels, settings, test events, the log
 #   _streaming   sets a workspace up for realtime events
 #   _forward     posts events to a webhook
+#   _proxy       through an HTTP proxy, as the environment asks
 #   _socket      one WebSocket; the only import of trio_websocket
 #   _channel     the buffer of events, and the handles to receive from
 #   _acks        acknowledgements of settled events

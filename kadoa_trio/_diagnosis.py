@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import enum
-import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final, final
@@ -25,11 +24,11 @@ from ._errors import (
 from ._events import Event
 from ._http import Token, default_ssl_context, describe, open_http
 from ._notifications import Notifications
+from ._proxy import find_proxy, open_tunnel
 from ._settings import Endpoints, Settings, read_key
 from ._socket import Socket, SocketEnded, open_socket
 from ._wire import Heartbeat, decode, subscribe
 
-_PROXY_VARIABLES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 _BLOCKED: Final = (
     "A firewall or proxy in between may block it: allow {host} on port {port}, directly and with WebSocket upgrades."
 )
@@ -101,6 +100,9 @@ class _Doctor:
         self.secure = url.scheme == "wss"
         self.host = url.hostname or ""
         self.port = url.port or (443 if self.secure else 80)
+
+    def ssl_context(self) -> ssl.SSLContext:
+        return self.settings.ssl_context or default_ssl_context()
 
     def add(self, name: str, verdict: Verdict, seconds: float, detail: str, advice: str) -> None:
         step = DiagnosisStep(name=name, verdict=verdict, seconds=seconds, detail=detail, advice=advice)
@@ -276,9 +278,11 @@ async def _reach(doctor: _Doctor) -> bool:
             doctor.skip(name, "the endpoints bring a network of their own")
         return True
     blocked = _BLOCKED.format(host=host, port=port)
-    proxy = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    proxy = find_proxy("wss" if doctor.secure else "ws", host)
     if proxy is not None:
-        blocked += f" {proxy} is set: API requests go through it, and WebSockets do not."
+        blocked = f"The environment names the proxy {proxy}: it must allow CONNECT to {host}:{port}. " + blocked
+        doctor.skip("dns", f"the proxy {proxy} resolves names")
+        return await _reach_by(doctor, blocked, lambda: open_tunnel(proxy, host, port, doctor.ssl_context))
     with doctor.step("dns"):
         try:
             with trio.fail_after(settings.handshake_timeout):
@@ -297,13 +301,18 @@ async def _reach(doctor: _Doctor) -> bool:
         doctor.skip("tcp", "needs an address")
         doctor.skip("tls", "needs a connection")
         return False
-    stream: trio.SocketStream | None = None
+    return await _reach_by(doctor, blocked, lambda: trio.open_tcp_stream(host, port))  # noqa: ASYNC105  # awaited there
+
+
+async def _reach_by(doctor: _Doctor, blocked: str, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> bool:
+    settings, host, port = doctor.settings, doctor.host, doctor.port
+    stream: trio.abc.Stream | None = None
     try:
         with doctor.step("tcp"):
             try:
                 with trio.fail_after(settings.handshake_timeout):
-                    stream = await trio.open_tcp_stream(host, port)
-            except OSError as exc:
+                    stream = await dial()
+            except (OSError, trio.BrokenResourceError) as exc:
                 raise _failed(f"port {port}: {describe(exc)}", blocked) from None
             except trio.TooSlowError:
                 raise _failed(f"port {port}: no answer within {settings.handshake_timeout:g} s", blocked) from None
@@ -315,9 +324,7 @@ async def _reach(doctor: _Doctor) -> bool:
             doctor.skip("tls", "the endpoint is plain ws://")
             return True
         with doctor.step("tls"):
-            tls = trio.SSLStream(
-                stream, settings.ssl_context or default_ssl_context(), server_hostname=host, https_compatible=True
-            )
+            tls = trio.SSLStream(stream, doctor.ssl_context(), server_hostname=host, https_compatible=True)
             try:
                 with trio.fail_after(settings.handshake_timeout):
                     await tls.do_handshake()
@@ -334,7 +341,7 @@ async def _reach(doctor: _Doctor) -> bool:
                 await trio.aclose_forcefully(stream)
 
 
-def _tls_in_words(tls: trio.SSLStream[trio.SocketStream]) -> str:
+def _tls_in_words(tls: trio.SSLStream[trio.abc.Stream]) -> str:
     certificate = tls.getpeercert() or {}
     issuer = dict(pair[0] for pair in certificate.get("issuer", ()))
     by = issuer.get("organizationName") or issuer.get("commonName") or "an unnamed authority"

@@ -62,6 +62,7 @@ from ._http import (
     presentable,
     server_message,
 )
+from ._proxy import find_proxy, open_tunnel
 from ._settings import CLOSE_TIMEOUT, Settings
 
 _Args = TypeVarTuple("_Args")
@@ -281,7 +282,7 @@ async def _establish(
     try:
         with opening:
             try:
-                stream = await _dial(host, port, settings)
+                stream = await _dial(parts.scheme, host, port, settings)
                 if secure:
                     step = "tls"
                     context = settings.ssl_context or default_ssl_context()
@@ -319,10 +320,13 @@ async def _establish(
     return Socket(connection, watched, reader, too_large)
 
 
-async def _dial(host: str, port: int, settings: Settings) -> trio.abc.Stream:
+async def _dial(scheme: str, host: str, port: int, settings: Settings) -> trio.abc.Stream:
     network = settings.endpoints.network
     if network is not None:
         return await network.open_stream(host, port)
+    proxy = find_proxy(scheme, host)
+    if proxy is not None:
+        return await open_tunnel(proxy, host, port, lambda: settings.ssl_context or default_ssl_context())
     stream = await trio.open_tcp_stream(host, port)
     # A second line behind the heartbeat: the system, too, gives up a peer that no longer answers.
     idle = math.ceil(min(max(settings.heartbeat_timeout, 1), 600))

@@ -30,6 +30,7 @@ ROOMS = [
     "_stores",
     "_keeper",
     "_exits",
+    "_proxy",
     "_http",
     "_notifications",
     "_streaming",

@@ -1,0 +1,122 @@
+"""The way through an HTTP proxy to a WebSocket: ``CONNECT``, as the environment asks for it.
+
+httpx reads ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` for the API; this
+room reads the same for WebSockets, so that both go the same way. A proxy's
+credentials stand in one header and nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import attrs
+import h11
+import trio
+
+from ._settings import is_loopback
+
+_SCHEMES: Final = {"wss": "https", "ws": "http"}
+_MAX_HEAD: Final = 64 * 1024
+
+
+class ProxyError(OSError):
+    """The proxy did not make the tunnel."""
+
+
+@attrs.frozen
+class Proxy:
+    """An HTTP proxy."""
+
+    host: str
+    port: int
+    secure: bool
+    """Whether it is spoken to in TLS."""
+    authorization: bytes | None = attrs.field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def find_proxy(scheme: str, host: str) -> Proxy | None:
+    """Return the proxy that the environment names for a ``ws`` or ``wss`` host; None for the direct way.
+
+    Loopback addresses are reached directly. SOCKS proxies are not supported:
+    they are passed over.
+    """
+    if is_loopback(host) or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    url = proxies.get(_SCHEMES[scheme]) or proxies.get("all")
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        name, port = parts.hostname, parts.port
+    except ValueError:
+        return None  # httpx has refused it already
+    if parts.scheme not in ("http", "https") or not name:
+        return None
+    authorization = None
+    if parts.username is not None:
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        authorization = b"Basic " + base64.b64encode(credentials.encode())
+    secure = parts.scheme == "https"
+    return Proxy(name, port or (443 if secure else 80), secure, authorization)
+
+
+async def open_tunnel(
+    proxy: Proxy, host: str, port: int, default_context: Callable[[], ssl.SSLContext]
+) -> trio.abc.Stream:
+    """Open a byte stream to *host* and *port* through a proxy.
+
+    Being cancelled closes what is open so far.
+
+    Raises:
+        OSError: the proxy cannot be reached, or refused.
+        trio.BrokenResourceError: it broke the connection.
+    """
+    stream: trio.abc.Stream = await trio.open_tcp_stream(proxy.host, proxy.port)
+    done = False
+    try:
+        if proxy.secure:
+            stream = trio.SSLStream(stream, default_context(), server_hostname=proxy.host, https_compatible=True)
+        await _connect(stream, proxy, host, port)
+        done = True
+    finally:
+        if not done:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+    return stream
+
+
+async def _connect(stream: trio.abc.Stream, proxy: Proxy, host: str, port: int) -> None:
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    headers = [(b"Host", target.encode("ascii"))]
+    if proxy.authorization is not None:
+        headers.append((b"Proxy-Authorization", proxy.authorization))
+    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+    request = h11.Request(method=b"CONNECT", target=target.encode("ascii"), headers=headers)
+    await stream.send_all((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    status: int | None = None
+    try:
+        while status is None:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(bytes(await stream.receive_some(4096)))
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+            elif not isinstance(event, h11.InformationalResponse):
+                break
+    except h11.RemoteProtocolError:
+        status = None
+    if status is None:
+        raise ProxyError(f"the proxy {proxy} does not speak HTTP, or closed the connection")
+    if not 200 <= status < 300:
+        raise ProxyError(f"the proxy {proxy} answered HTTP {status}")
+    if http.trailing_data[0]:
+        raise ProxyError(f"the proxy {proxy} sent what nobody asked for")

@@ -1,0 +1,179 @@
+"""Through an HTTP proxy to a WebSocket: which way is taken, what the proxy is told, and what it must not be able to do."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+import trio
+from _loopback import accept, everything_said, frame, read_head, server_tls, serving, trusting_tls
+
+from kadoa_trio import Endpoints, diagnose
+from kadoa_trio._errors import AttemptError
+from kadoa_trio._proxy import Proxy, find_proxy
+from kadoa_trio._settings import Settings
+from kadoa_trio._socket import open_socket
+
+PASSWORD = "pr0xy-pass/word"  # of nobody
+VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "scheme", "host", "expected"),
+    [
+        ({}, "wss", "realtime.kadoa.com", None),
+        ({"https_proxy": "http://p:3128"}, "wss", "realtime.kadoa.com", ("p", 3128, False)),
+        ({"https_proxy": "http://p:3128"}, "ws", "realtime.kadoa.com", None),
+        ({"http_proxy": "p"}, "ws", "realtime.kadoa.com", ("p", 80, False)),
+        ({"https_proxy": "https://p"}, "wss", "realtime.kadoa.com", ("p", 443, True)),
+        ({"all_proxy": "http://p:1"}, "wss", "realtime.kadoa.com", ("p", 1, False)),
+        ({"https_proxy": "http://p:1", "no_proxy": "kadoa.com"}, "wss", "realtime.kadoa.com", None),
+        ({"https_proxy": "http://p:1", "no_proxy": "*"}, "wss", "realtime.kadoa.com", None),
+        ({"https_proxy": "http://p:1"}, "wss", "127.0.0.1", None),
+        ({"https_proxy": "http://p:1"}, "wss", "localhost", None),
+        ({"all_proxy": "socks5://p:1"}, "wss", "realtime.kadoa.com", None),
+        ({"https_proxy": "http://p:port"}, "wss", "realtime.kadoa.com", None),
+    ],
+)
+def test_environment_decides_the_way(
+    environment: dict[str, str],
+    scheme: str,
+    host: str,
+    expected: tuple[str, int, bool] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = find_proxy(scheme, host)
+    assert (None if found is None else (found.host, found.port, found.secure)) == expected
+
+
+def test_credentials_are_in_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", f"http://me:{PASSWORD.replace('/', '%2F')}@p:3128")
+    found = find_proxy("wss", "realtime.kadoa.com")
+    assert found is not None
+    assert found.authorization == b"Basic " + base64.b64encode(f"me:{PASSWORD}".encode())
+    assert PASSWORD not in repr(found) + str(found)
+    assert "Basic" not in repr(found)
+
+
+class HttpProxy:
+    """A proxy that passes bytes on to one port, whatever it was asked for."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.heads: list[bytes] = []
+
+    async def __call__(self, client: trio.abc.Stream) -> None:
+        self.heads.append(await read_head(client))
+        await client.send_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        async with await trio.open_tcp_stream("127.0.0.1", self.port) as server, trio.open_nursery() as nursery:
+            nursery.start_soon(self.pass_on, client, server, nursery.cancel_scope)
+            nursery.start_soon(self.pass_on, server, client, nursery.cancel_scope)
+
+    @staticmethod
+    async def pass_on(source: trio.abc.Stream, sink: trio.abc.Stream, scope: trio.CancelScope) -> None:
+        try:
+            while data := await source.receive_some(65536):
+                await sink.send_all(data)
+        except trio.BrokenResourceError:
+            pass
+        scope.cancel()
+
+
+async def websocket(stream: trio.abc.Stream) -> None:
+    await accept(stream, frame(b'{"type":"heartbeat"}'))
+    await trio.sleep_forever()
+
+
+def open_through(url: str, **options: object):  # type: ignore[no-untyped-def]  # as open_socket
+    return open_socket(url, token="t0k3n", settings=Settings(**options), on_bytes=lambda _n: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("secure", [False, True])
+async def test_websocket_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch, secure: bool) -> None:
+    tls = server_tls("far.example", "localhost")
+    async with serving(websocket, tls=tls) as port:
+        proxy = HttpProxy(port)
+        async with serving(proxy, tls=tls if secure else None) as at:
+            scheme = "https" if secure else "http"
+            monkeypatch.setenv("https_proxy", f"{scheme}://me:{PASSWORD.replace('/', '%2F')}@localhost:{at}")
+            with trio.fail_after(60):
+                async with open_through("wss://far.example:8443", ssl_context=trusting_tls()) as socket:
+                    assert await socket.receive() == '{"type":"heartbeat"}'
+    head = proxy.heads[0]
+    assert head.startswith(b"CONNECT far.example:8443 HTTP/1.1\r\n")
+    assert b"authorization: basic " + base64.b64encode(f"me:{PASSWORD}".encode()).lower() in head.lower()
+    assert b"t0k3n" not in head  # the token is the server's business
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "answered HTTP 407"),
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nnope!", "answered HTTP 403"),
+        (b"HTTP/1.1 200 OK\r\n\r\nsurprise", "what nobody asked for"),
+        (b"SSH-2.0-OpenSSH\r\n", "does not speak HTTP"),
+        (b"", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, "does not speak HTTP"),
+    ],
+)
+async def test_proxy_that_refuses_is_a_failed_attempt(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes, words: str
+) -> None:
+    async def refuse(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        await stream.send_all(answer)
+
+    async with serving(refuse) as at:
+        monkeypatch.setenv("https_proxy", f"http://me:{PASSWORD.replace('/', '%2F')}@localhost:{at}")
+        with trio.fail_after(60), pytest.raises(AttemptError) as caught:
+            async with open_through("wss://far.example"):
+                raise AssertionError("it is open")
+    assert caught.value.step == "connect"
+    assert words in caught.value.reason
+    assert PASSWORD not in everything_said(caught.value)
+    assert not re.search(base64.b64encode(PASSWORD.encode()).decode()[:10], everything_said(caught.value))
+
+
+@pytest.mark.sockets
+async def test_proxy_that_hangs_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(_stream: trio.abc.Stream) -> None:
+        await trio.sleep_forever()
+
+    async with serving(hang) as at:
+        monkeypatch.setenv("https_proxy", f"http://localhost:{at}")
+        with trio.fail_after(60), pytest.raises(AttemptError, match=r"no answer within 0\.5 s"):
+            async with open_through("wss://far.example", handshake_timeout=0.5):
+                raise AssertionError("it is open")
+
+
+@pytest.mark.sockets
+async def test_diagnosis_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        await stream.send_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    async with serving(refuse) as at:
+        monkeypatch.setenv("https_proxy", f"http://me:{PASSWORD.replace('/', '%2F')}@localhost:{at}")
+        with trio.fail_after(60):
+            found = await diagnose("key-for-tests", endpoints=Endpoints(), test_event=None)
+    steps = {step.name: step for step in found.steps}
+    assert "resolves names" in steps["dns"].detail
+    assert "answered HTTP 403" in steps["tcp"].detail
+    assert "must allow CONNECT to realtime.kadoa.com:443" in steps["tcp"].advice
+    assert not any(PASSWORD in step.detail + step.advice for step in found.steps)
+
+
+def test_proxies_have_short_names() -> None:
+    assert str(Proxy("p", 3128, False, b"Basic x")) == "p:3128"
