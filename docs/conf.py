@@ -18,11 +18,12 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 default_role = "any"
 exclude_patterns = ["_build", "_pictures"]
+myst_heading_anchors = 2
 # Objects of other projects: their inventories would need the network at build time.
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(trio|httpx|ssl|os|itertools|pathlib|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?",
+        r"(trio|httpx|ssl|os|itertools|pathlib|hypothesis|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?",
     ),
     (
         r"py:.*",
@@ -35,7 +36,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"kadoa_trio\.testing\._.*"),
     (
         r"py:.*",
-        r"(HttpClient|Path|FaultyStream|Entry|Intake|Shared|Keeper|Acknowledger|Repairer|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
+        r"(HttpClient|Path|FaultKind|FaultyStream|Entry|Intake|Shared|Keeper|Acknowledger|Repairer|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
     ),
 ]
 suppress_warnings = ["ref.any"]

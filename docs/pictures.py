@@ -7,6 +7,7 @@ Run by the build (see conf.py), and by hand for the one that the README shows::
 
 from __future__ import annotations
 
+import ast
 import io
 import logging
 import re
@@ -19,6 +20,7 @@ import trio
 import trio.testing
 from rich.console import Console
 
+import kadoa_trio
 from kadoa_trio import (
     AttemptStarted,
     Connected,
@@ -29,6 +31,7 @@ from kadoa_trio import (
     Replaced,
     open_realtime,
 )
+from kadoa_trio._ledger import Entry, Ledger
 from kadoa_trio.cli._board import Board
 from kadoa_trio.cli._watch import Picture
 from kadoa_trio.testing import Schedule, SimulatedKadoa, open_simulated_kadoa
@@ -141,6 +144,58 @@ def timeline(notices: list[tuple[float, Notice]], seconds: float, schedule: Sche
     return "\n".join(parts)
 
 
+def rooms() -> str:
+    """Make the table of rooms from the map in the package and from the imports."""
+    package = Path(kadoa_trio.__file__).parent
+    found = re.findall(r"^#   (_\w+)  +(.+)$", (package / "__init__.py").read_text(), re.MULTILINE)
+    lines = ["| room | what it is | builds on |", "|---|---|---|"]
+    for room, what in found:
+        tree = ast.parse((package / f"{room}.py").read_text())
+        below = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+        lines.append(f"| `{room}` | {what} | {', '.join(f'`{one}`' for one, _ in found if one in below)} |")
+    return "\n".join(lines) + "\n"
+
+
+def ledger() -> str:
+    """Record what a ledger says through a drain."""
+    now = BEGIN
+    one = Ledger(1_000)
+    entries: dict[str, Entry] = {}
+    lines = ["| what happens | resume cursor | saved cursor | settled beside it |", "|---|---|---|---|"]
+
+    def tell(what: str) -> None:
+        position = one.settled_position(now)
+        beside = ", ".join(sorted(position.settled)) or "-"
+        lines.append(f"| {what} | {one.resume_cursor or '-'} | {position.cursor or '-'} | {beside} |")
+
+    def admit(generation: int, number: int) -> None:
+        entries[f"e{number}"], _gaps = one.admit(generation, f"e{number}", f"1-{number}")
+        tell(f"{generation} brings e{number}")
+
+    def settle(name: str) -> None:
+        one.settle(entries[name])
+        tell(f"{name} is settled")
+
+    one.open(1, now, promised=True, with_cursor=True)
+    tell("connection 1 subscribes, without a cursor")
+    admit(1, 1)
+    admit(1, 2)
+    settle("e1")
+    one.open(2, now, promised=True, with_cursor=True)
+    tell("connection 2 subscribes from 1-2, beside 1")
+    admit(2, 4)
+    settle("e4")
+    admit(1, 3)
+    settle("e2")
+    settle("e3")
+    one.repeat(1, "e4", "1-4")
+    tell("1 brings e4, too")
+    one.stable(2)
+    one.ended(1, now)
+    tell("2 is stable, and 1 has ended")
+    return "\n".join(lines) + "\n"
+
+
 # What the client logs is in the pictures.
 logging.getLogger("kadoa_trio").addHandler(logging.NullHandler())
 
@@ -153,6 +208,8 @@ def draw_all(directory: Path) -> None:
     notices: list[tuple[float, Notice]] = []
     (directory / "watch.svg").write_text(run(schedule, 140.0, board, notices))
     (directory / "timeline.svg").write_text(timeline(notices, 140.0, schedule))
+    (directory / "rooms.md").write_text(rooms())
+    (directory / "ledger.md").write_text(ledger())
 
 
 def run(schedule: Schedule, seconds: float, board: Board, notices: list[tuple[float, Notice]]) -> str:

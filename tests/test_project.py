@@ -99,7 +99,7 @@ def test_rehearsal_example_runs() -> None:
     assert got == ["workflow_failed", "workflow_recovered"]
 
 
-@pytest.mark.parametrize("example", ["first", "workers", "service"])
+@pytest.mark.parametrize("example", ["first", "workers", "service", "fan_out", "filters", "monitor"])
 async def test_example_prints_events(
     example: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -142,3 +142,46 @@ async def test_effects_and_position_are_in_one_transaction(monkeypatch: pytest.M
                     nursery.cancel_scope.cancel()
             kadoa.publish_many(2)  # while nobody is there
         assert effects() == [event.id for event in kadoa.published[:-2]]
+
+
+async def test_workspace_is_set_up_by_a_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "setup_workspace.py"))
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        kadoa.workspace.clear()
+        with kadoa.as_default(), trio.fail_after(30):
+            await code["main"]()
+        assert "will make the WebSocket channel" in capsys.readouterr().out
+        assert kadoa.workspace.streams("workflow_finished", None)
+
+
+async def test_monitor_alerts_of_a_gap(
+    autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "monitor.py"))
+    async with open_simulated_kadoa() as kadoa, trio.open_nursery() as nursery:
+        with kadoa.as_default():
+            nursery.start_soon(code["main"])
+            await kadoa.wait_subscribed(1)
+        await trio.sleep(30)
+        kadoa.newest.reset()  # without a cursor to resume from
+        await trio.sleep(60)
+        kadoa.faults.refuse_connections = True
+        kadoa.newest.reset()
+        await trio.sleep(300)
+        nursery.cancel_scope.cancel()
+    text = capsys.readouterr().out
+    assert "ALERT possible gap" in text
+    assert "ALERT no connection to Kadoa for 120 s" in text
+    assert "live=1" in text
+    assert "live=0" in text
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_example_is_shown_and_run() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for example in (ROOT / "docs" / "examples").rglob("*.py"):
+        assert f"examples/{example.relative_to(ROOT / 'docs' / 'examples')}" in pages
+        assert example.parent.name == "pager" or f'"{example.stem}"' in tests or f'"{example.name}"' in tests

@@ -1,10 +1,10 @@
-"""Several workers, each event to one of them, and an orderly end."""
+"""Several workers, each event to one of them; goes on where it stood, and ends in order."""
 
 import signal
 
 import trio
 
-from kadoa_trio import EventChannel, Realtime, open_realtime
+from kadoa_trio import EventChannel, Realtime, SQLiteCursorStore, open_realtime
 
 
 async def work(events: EventChannel) -> None:
@@ -18,16 +18,17 @@ async def work(events: EventChannel) -> None:
                 return
 
 
-async def stop_at_sigterm(realtime: Realtime) -> None:
+async def stop_at_sigterm(realtime: Realtime, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
         async for _ in signals:
             realtime.stop()  # the workers finish what is buffered
-            return
 
 
 async def main() -> None:
-    async with open_realtime() as realtime, trio.open_nursery() as nursery:
-        nursery.start_soon(stop_at_sigterm, realtime)
+    store = SQLiteCursorStore("positions.db")
+    async with open_realtime(cursor_store=store, consumer="workers") as realtime, trio.open_nursery() as nursery:
+        await nursery.start(stop_at_sigterm, realtime)
         async with trio.open_nursery() as workers:
             for _ in range(4):
                 workers.start_soon(work, realtime.events.clone())

@@ -120,6 +120,23 @@ async def test_official_sdk_receives_is_drained_resumes_and_acknowledges(kadoa: 
         assert all(frame["action"] == "subscribe" for one in kadoa.subscribed for frame in one.received)
 
 
+async def test_official_sdk_is_deaf_when_its_replacement_dies(kadoa: SimulatedKadoa) -> None:
+    # What the documentation's comparison says; our own client goes on here.
+    async with client("sdk_client", kadoa) as sdk:
+        await kadoa.wait_subscribed(1)
+        kadoa.publish()
+        await sdk.until(lambda: len(sdk.ids) == 1)
+        kadoa.newest.drain(200, close_after=1.0)
+        await kadoa.wait_subscribed(2)
+        kadoa.subscribed[1].reset()
+        await trio.sleep(1.5)  # the old one is closed, as announced
+        for _ in range(20):
+            kadoa.publish()
+            await trio.sleep(0.1)  # its own delay is 0.3 s
+        assert len(kadoa.subscribed) == 2
+        assert len(sdk.ids) == 1
+
+
 async def test_documented_custom_client_receives_is_drained_and_resumes(kadoa: SimulatedKadoa) -> None:
     async with client("custom_client", kadoa) as custom:
         await kadoa.wait_subscribed(1)

@@ -1,0 +1,61 @@
+"""A service that tells how it is: alerts from notices, numbers from statistics."""
+
+import logging
+
+import trio
+
+from kadoa_trio import Failed, GapReason, Lost, PossibleGap, Realtime, State, open_realtime
+
+DEAF_FOR = 120.0
+"""An outage is news after so many seconds; single losses are every day's."""
+
+
+async def alert(text: str) -> None:
+    print("ALERT", text)
+    await trio.lowlevel.checkpoint()
+
+
+async def watch_notices(realtime: Realtime) -> None:
+    async for notice in realtime.notices:
+        match notice:
+            case PossibleGap(gap=gap) if gap.reason is not GapReason.FIRST_START:
+                await alert(str(notice))
+            case Failed():
+                await alert(str(notice))
+            case Lost():
+                pass  # watch_state() looks after outages
+            case _ if notice.level >= logging.ERROR:
+                await alert(str(notice))
+
+
+async def watch_state(realtime: Realtime) -> None:
+    while True:
+        with trio.move_on_after(DEAF_FOR) as waiting:
+            await realtime.wait_live()
+        if waiting.cancelled_caught:
+            await alert(f"no connection to Kadoa for {DEAF_FOR:.0f} s")
+        await trio.sleep(10)
+
+
+async def export_numbers(realtime: Realtime) -> None:
+    while True:
+        client, channel = realtime.statistics(), realtime.events.statistics()
+        print(
+            f"live={int(client.state in (State.LIVE, State.REPLACING))} received={client.received}"
+            f" buffered={channel.buffered_events} unsettled={channel.unsettled} unsaved={client.unsaved}"
+            f" lost={client.lost} gaps={client.gap_count} save_failures={client.save_failures}"
+        )
+        await trio.sleep(15)
+
+
+async def main() -> None:
+    async with open_realtime() as realtime, trio.open_nursery() as nursery:
+        for task in (watch_notices, watch_state, export_numbers):
+            nursery.start_soon(task, realtime)
+        async for event in realtime.events:
+            print(event.type, event.id)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(main)
