@@ -1,11 +1,15 @@
 """What is checked, and how. ``nox -l`` lists the sessions."""
 
 import json
+import re
+import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "typing", "docs", "coverage", "tests"]
+nox.options.sessions = ["lint", "typing", "docs", "coverage", "tests", "package", "minimum", "interop"]
 nox.options.error_on_missing_interpreters = False
 nox.options.default_venv_backend = "venv"
 
@@ -13,12 +17,23 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
+BUILT: list[Path] = []
+"""The sdist and the wheel of this run of nox: built once, for every session."""
+
+
+def build(session: nox.Session) -> tuple[str, str]:
+    """Build the sdist, and from it the wheel; give both paths."""
+    if not BUILT:
+        out = Path(session.create_tmp()).resolve() / "built"
+        shutil.rmtree(out, ignore_errors=True)
+        session.install("build")
+        session.run("python", "-m", "build", "--outdir", str(out), silent=True)
+        BUILT.extend([next(out.glob("*.tar.gz")), next(out.glob("*.whl"))])
+    return str(BUILT[0]), str(BUILT[1])
+
+
 def wheel(session: nox.Session) -> str:
-    """Build the wheel, and give its path."""
-    out = Path(session.create_tmp()).resolve() / "wheel"
-    session.install("build")
-    session.run("python", "-m", "build", "--wheel", "--outdir", str(out), silent=True)
-    return str(next(out.glob("*.whl")))
+    return build(session)[1]
 
 
 def groups(session: nox.Session, *names: str) -> None:
@@ -84,6 +99,55 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "report", "--skip-covered", "--show-missing")
     session.run("coverage", "report", "--include=*/_ledger.py", "--fail-under=100")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """What is built: its metadata, its contents, the sdist's own tests, the command without its extra."""
+    sdist, built = build(session)
+    session.install("twine")
+    session.run("twine", "check", "--strict", sdist, built)
+    names = set(zipfile.ZipFile(built).namelist())
+    assert {"kadoa_trio/py.typed", "_kadoa_trio_pytest.py"} <= names, names
+    strange = {
+        name
+        for name in names
+        if not re.match(r"kadoa_trio/|_kadoa_trio_pytest\.py$|kadoa_trio-[^/]+\.dist-info/", name)
+    }
+    assert not strange, strange
+    assert any(name.endswith("licenses/LICENSE.MIT") for name in names), names
+    size = sum(one.file_size for one in zipfile.ZipFile(built).infolist())
+    session.log(f"the wheel: {Path(built).stat().st_size / 1024:.0f} KiB, {size / 1024:.0f} KiB installed")
+
+    # Alone: without an extra, with the oldest thing that a user can do wrong.
+    session.install(built)
+    session.run("python", "-c", "import kadoa_trio, kadoa_trio.testing")
+    session.run("kadoa-trio", "listen", success_codes=[2])
+
+    unpacked = Path(session.create_tmp()).resolve() / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (tree,) = unpacked.iterdir()
+    session.chdir(tree)
+    session.install(".[test]")
+    session.run("python", "-m", "pytest", "-m", "not sockets", "--ignore", "tests/test_crashes.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def minimum(session: nox.Session) -> None:
+    """The tests with the oldest version of every dependency that the metadata allows."""
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + [one for extra in extras.values() for one in extra]
+    oldest = [one.replace(">=", "==") for one in wanted if ">=" in one]
+    constraints = Path(session.create_tmp()).resolve() / "oldest.txt"
+    constraints.write_text("\n".join(oldest) + "\n")
+    session.install(f"{wheel(session)}[test]", "--constraint", str(constraints))
+    # Examples that a newer Hypothesis has kept mean nothing to an old one.
+    kept = str(Path(session.create_tmp()).resolve() / "hypothesis")
+    environment = {"PYTHONPATH": "tests", "HYPOTHESIS_STORAGE_DIRECTORY": kept}
+    session.run("python", "-P", "-m", "pytest", *session.posargs, env=environment)
 
 
 @nox.session(python="3.12")

@@ -13,6 +13,7 @@ out as `OtherMessage`, with the reason.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -301,7 +302,7 @@ def structure(value: Any, kind: type[T], name: str) -> T:
             on, and the kinds of values, never a value.
     """
     try:
-        return _converter.structure(value, kind)
+        return _converter().structure(value, kind)
     except Exception as exc:  # cattrs raises what its hooks raise, in groups of its own
         reasons = cattrs.transform_error(exc, name, _say)
     more = f"; and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
@@ -369,7 +370,7 @@ def _structure_mapping(value: Any, _kind: object) -> Mapping[str, Any]:
 def _object_hook(kind: type[T]) -> Callable[[Any, Any], T]:
     """Make the hook for a class of ours, whose attributes are camelCase in JSON."""
     names = {field.name: cattrs.gen.override(rename=_camel(field.name)) for field in attrs.fields(kind)}  # type: ignore[arg-type]  # T is one of ours
-    structure = cattrs.gen.make_dict_structure_fn(kind, _converter, **names)  # type: ignore[arg-type]  # no option of it
+    structure = cattrs.gen.make_dict_structure_fn(kind, _converter(), **names)  # type: ignore[arg-type]  # no option of it
 
     def hook(value: Any, _kind: Any) -> T:
         if not isinstance(value, dict):
@@ -381,7 +382,7 @@ def _object_hook(kind: type[T]) -> Callable[[Any, Any], T]:
 
 def _array_hook(kind: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
     # cattrs takes any iterable: the characters of a string, the keys of an object.
-    items = None if get_args(kind)[0] is Any else cattrs.cols.homogenous_tuple_structure_factory(kind, _converter)
+    items = None if get_args(kind)[0] is Any else cattrs.cols.homogenous_tuple_structure_factory(kind, _converter())
 
     def hook(value: Any, _kind: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
@@ -408,7 +409,8 @@ def _structure_bool(value: Any, _kind: Any) -> bool:
     return value
 
 
-def _make_converter() -> cattrs.Converter:
+@functools.cache
+def _converter() -> cattrs.Converter:
     # Our own: hooks that a program registers on cattrs' global converter must not reach events.
     converter = cattrs.Converter(detailed_validation=True)
     converter.register_structure_hook(str, _structure_str)
@@ -418,6 +420,3 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_factory(_is_attrs, _object_hook)
     converter.register_structure_hook_factory(lambda kind: _is_generic(kind, tuple), _array_hook)
     return converter
-
-
-_converter: Final = _make_converter()

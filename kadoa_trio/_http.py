@@ -25,13 +25,10 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Final, TypeGuard, cast
+from typing import TYPE_CHECKING, Final, TypeGuard, cast
 from urllib.parse import urlsplit
 
 import attrs
-
-# ASYNC127 names httpx2 as the maintained fork; httpx is what projects have installed, and only this module imports it.
-import httpx
 import trio
 
 from ._errors import (
@@ -61,6 +58,11 @@ MAX_API_ANSWER = 8 * 1024 * 1024
 """For a call of the notifications API, in bytes: the settings of some ten thousand workflows."""
 REFUSAL_GRACE = 1.0
 """How long the body of a refusal is waited for, in seconds: the status has said what matters."""
+
+if TYPE_CHECKING:
+    # ASYNC127 names httpx2 as the maintained fork; httpx is what projects have installed, and only this module imports
+    # it: where it is used, since it costs as much as everything else together, also for who only wants an exception.
+    import httpx
 
 _TEMPORARY_4XX: Final = frozenset({408, 425, 429})
 _FRAGMENT: Final = 8
@@ -223,6 +225,8 @@ class HttpClient:
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[_Answer | None, Exception | None]:
         """Make a request, and give what was read of the answer, and what went wrong. Raises no `Exception`."""
+        import httpx
+
         await trio.lowlevel.checkpoint()  # whatever the transport does
         # Uncompressed, so that a small answer cannot grow into a large one here.
         sent = {"content-type": "application/json", "accept-encoding": "identity", **headers}
@@ -340,6 +344,8 @@ async def open_webhooks(
 async def _open_client(
     context: ssl.SSLContext, transport: httpx.AsyncBaseTransport | None, *, direct: bool = False
 ) -> AsyncIterator[httpx.AsyncClient]:
+    import httpx
+
     client: httpx.AsyncClient | None = None
     with contextlib.suppress(ValueError, ImportError, httpx.InvalidURL):
         client = httpx.AsyncClient(
@@ -363,6 +369,8 @@ async def _open_client(
 @functools.cache
 def default_ssl_context() -> ssl.SSLContext:
     """Return the TLS context for both sides of Kadoa: httpx's, so that both trust the same authorities."""
+    import httpx
+
     context = httpx.create_ssl_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
