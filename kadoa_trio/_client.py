@@ -377,10 +377,15 @@ async def open_realtime(
     async with _run(
         read_key(api_key),
         settings,
-        position,
-        _Extras(cursor_store, consumer, acknowledge, repair_gaps),
-        _only("event_types", event_types),
-        _only("workflow_ids", workflow_ids),
+        _Options(
+            position,
+            cursor_store,
+            consumer,
+            acknowledge,
+            repair_gaps,
+            _only("event_types", event_types),
+            _only("workflow_ids", workflow_ids),
+        ),
         random.Random(),
         _utc_now,
     ) as realtime:
@@ -388,11 +393,16 @@ async def open_realtime(
 
 
 @attrs.frozen
-class _Extras:
-    cursor_store: CursorStore | None = None
-    consumer: str = "default"
-    acknowledge: bool = True
-    repair_gaps: bool = False
+class _Options:
+    """The options that end here, checked; the others are `Settings`."""
+
+    position: Position | None
+    cursor_store: CursorStore | None
+    consumer: str
+    acknowledge: bool
+    repair_gaps: bool
+    event_types: frozenset[str] | None
+    workflow_ids: frozenset[str] | None
 
 
 class _House:
@@ -402,14 +412,11 @@ class _House:
         self,
         http: HttpClient,
         settings: Settings,
-        position: Position | None,
-        extras: _Extras,
-        event_types: frozenset[str] | None,
-        workflow_ids: frozenset[str] | None,
+        options: _Options,
         rng: random.Random,
         reporter: Reporter,
     ) -> None:
-        ledger = self.ledger = Ledger(settings.dedupe_window, position)
+        ledger = self.ledger = Ledger(settings.dedupe_window, options.position)
         intake = self.intake = Intake(settings, ledger, reporter, self._on_settled, lambda: self.supervisor.stop())
         self.shared = Shared(
             settings,
@@ -418,17 +425,17 @@ class _House:
             intake,
             reporter,
             rng,
-            event_types,
-            workflow_ids,
+            options.event_types,
+            options.workflow_ids,
             enter_team=self._enter_team,
             on_gaps=self._on_gaps,
         )
         self.supervisor = Supervisor(self.shared)
-        store = extras.cursor_store
-        self.keeper = Keeper(store, extras.consumer, ledger, reporter, intake.saved) if store is not None else None
-        self.acknowledger = Acknowledger(http, reporter) if extras.acknowledge else None
+        store = options.cursor_store
+        self.keeper = Keeper(store, options.consumer, ledger, reporter, intake.saved) if store is not None else None
+        self.acknowledger = Acknowledger(http, reporter) if options.acknowledge else None
         self.repairer: Repairer | None = None
-        if extras.repair_gaps:
+        if options.repair_gaps:
             self.repairer = Repairer(http, ledger, intake, reporter, self._deliver, settings.max_buffered_bytes)
         self._entered = False
         self.fault: CursorStoreError | None = None
@@ -507,10 +514,7 @@ class _House:
 async def _run(
     api_key: str,
     settings: Settings,
-    position: Position | None,
-    extras: _Extras,
-    event_types: frozenset[str] | None,
-    workflow_ids: frozenset[str] | None,
+    options: _Options,
     rng: random.Random,
     wall_clock: Callable[[], datetime],
 ) -> AsyncIterator[Realtime]:
@@ -526,7 +530,7 @@ async def _run(
     crash: BaseException | None = None
     realtime: Realtime | None = None
     async with open_http(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
-        house = _House(http, settings, position, extras, event_types, workflow_ids, rng, reporter)
+        house = _House(http, settings, options, rng, reporter)
         leaving_at = math.inf
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:

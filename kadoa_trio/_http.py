@@ -119,14 +119,9 @@ class HttpClient:
         timeout = self._settings.token_timeout
         url = self._settings.endpoints.public_api.rstrip("/") + "/v4/oauth2/token"
         answer, fault = await self._request("POST", url, timeout=timeout, limit=MAX_ANSWER, with_key=True)
-        # Raised from here, outside of every ``except``: an exception raised in there would hold httpx's as its context.
-        if answer is not None and answer.status >= 300:
-            raise self._refusal("token", answer)
-        self._require("token", answer, fault, timeout)
-        assert answer is not None
-        token = _parse_token(bytes(answer.body))
+        token = _parse_token(self._body("token", answer, fault, timeout, final=True))
         if token is None:
-            raise ProtocolError("token", "the answer is not the documented JSON", status=answer.status)
+            raise ProtocolError("token", "the answer is not the documented JSON", status=_status(answer))
         return token
 
     async def acknowledge(self, event_id: str) -> None:
@@ -140,7 +135,7 @@ class HttpClient:
         answer, fault = await self._request(
             "POST", url, timeout=timeout, limit=MAX_ANSWER, content=json.dumps({"id": event_id}).encode()
         )
-        self._check("acknowledge", answer, fault, timeout)
+        self._body("acknowledge", answer, fault, timeout, final=False)
 
     async def fetch_log(self, start: datetime, end: datetime, offset: int) -> LogPage:
         """Read a page of at most 100 rows of the notification log, between two times.
@@ -160,11 +155,9 @@ class HttpClient:
         # A row may carry a whole event.
         limit = max(MAX_ANSWER, self._settings.max_message_size)
         answer, fault = await self._request("GET", url, timeout=timeout, limit=limit, with_key=True, params=params)
-        self._check("log", answer, fault, timeout)
-        assert answer is not None
-        page = _parse_log(bytes(answer.body))
+        page = _parse_log(self._body("log", answer, fault, timeout, final=False))
         if page is None:
-            raise ProtocolError("log", "the answer is not the documented JSON", status=answer.status)
+            raise ProtocolError("log", "the answer is not the documented JSON", status=_status(answer))
         return page
 
     async def call(
@@ -192,13 +185,9 @@ class HttpClient:
             content=None if body is None else json.dumps(body).encode(),
             params=params,
         )
-        if answer is not None and answer.status >= 300:
-            raise self._refusal("notifications", answer)
-        self._require("notifications", answer, fault, API_TIMEOUT)
-        assert answer is not None
-        data = _parse_object(bytes(answer.body))
+        data = _parse_object(self._body("notifications", answer, fault, API_TIMEOUT, final=True))
         if data is None:
-            raise ProtocolError("notifications", "the answer is not a JSON object", status=answer.status)
+            raise ProtocolError("notifications", "the answer is not a JSON object", status=_status(answer))
         return data
 
     async def post(self, url: str, event_type: str, content: bytes, timeout: float) -> None:
@@ -210,7 +199,7 @@ class HttpClient:
         answer, fault = await self._request(
             "POST", url, timeout=timeout, limit=MAX_ANSWER, content=content, headers={"x-kadoa-event": event_type}
         )
-        self._check("forward", answer, fault, timeout)
+        self._body("forward", answer, fault, timeout, final=False)
 
     async def _request(
         self,
@@ -243,26 +232,27 @@ class HttpClient:
                 return answer, exc
         return answer, None
 
-    def _check(self, step: Step, answer: _Answer | None, fault: Exception | None, timeout: float) -> None:
-        if answer is not None and answer.status >= 300:
-            message = server_message(bytes(answer.body), self._api_key)
-            reason = f"HTTP {answer.status}: {message}" if message else f"HTTP {answer.status}"
-            retry_after = parse_retry_after(answer.retry_after, self._wall_clock())
-            raise AttemptError(step, reason, status=answer.status, retry_after=retry_after)
-        self._require(step, answer, fault, timeout)
+    def _body(
+        self, step: Step, answer: _Answer | None, fault: Exception | None, timeout: float, *, final: bool
+    ) -> bytes:
+        """Give the body of a success, and raise what anything else means; where nothing is *final*, as an attempt.
 
-    def _require(self, step: Step, answer: _Answer | None, fault: Exception | None, timeout: float) -> None:
+        To be called outside of every ``except``: an exception raised in there would hold httpx's as its context.
+        """
+        if answer is not None and answer.status >= 300:
+            raise self._refusal(step, answer, final=final)
         if fault is not None:
             raise AttemptError(step, describe(fault, self._api_key)) from copy_of(fault, self._api_key)
         if answer is None or not answer.complete:
             raise AttemptError(step, f"no answer within {timeout:g} s")
+        return bytes(answer.body)
 
-    def _refusal(self, step: Step, answer: _Answer) -> KadoaError:
+    def _refusal(self, step: Step, answer: _Answer, *, final: bool) -> KadoaError:
         status = answer.status
         message = server_message(bytes(answer.body), self._api_key)
-        if status in (401, 403):
+        if final and status in (401, 403):
             return AuthenticationError(step, status, message)
-        if 400 <= status < 500 and status not in _TEMPORARY_4XX:
+        if final and 400 <= status < 500 and status not in _TEMPORARY_4XX:
             return RequestRefusedError(step, status, message)
         reason = f"HTTP {status}: {message}" if message else f"HTTP {status}"
         retry_after = parse_retry_after(answer.retry_after, self._wall_clock())
@@ -291,6 +281,10 @@ class _Answer:
                     self.complete = True
                     grace.cancel(reason="the answer is longer than any that is documented")
             self.complete = True
+
+
+def _status(answer: _Answer | None) -> int | None:
+    return None if answer is None else answer.status
 
 
 @asynccontextmanager

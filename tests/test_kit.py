@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from _receiving import receiving
 from hypothesis import given, settings
 
 from kadoa_trio import (
@@ -183,14 +184,7 @@ def test_client_is_complete_after_any_drawn_schedule(schedule: Schedule) -> None
             open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime,
         ):
             await kadoa.wait_subscribed(1)
-            received = []
-
-            async def consume() -> None:
-                async for event in realtime.events:
-                    received.append(event.id)
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(consume)
+            async with receiving(realtime) as received, trio.open_nursery() as nursery:
                 kadoa.publish()
                 await trio.sleep(30)
                 nursery.start_soon(kadoa.play, schedule)
@@ -198,7 +192,6 @@ def test_client_is_complete_after_any_drawn_schedule(schedule: Schedule) -> None
                     await trio.sleep(6)
                     kadoa.publish()
                 await kadoa.wait_settled()
-                nursery.cancel_scope.cancel()
             assert received == [event.id for event in kadoa.published]
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -209,14 +202,7 @@ def test_client_is_complete_after_any_drawn_schedule(schedule: Schedule) -> None
 
 async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
-        received = []
-
-        async def consume() -> None:
-            async for event in realtime.events:
-                received.append(event.id)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(consume)
+        async with receiving(realtime) as received, trio.open_nursery() as nursery:
             kadoa.publish()
             await trio.sleep(60)
             nursery.start_soon(kadoa.play, Schedule.chaos(11, seconds=WEEK, every=3600))

@@ -185,3 +185,27 @@ def test_every_example_is_shown_and_run() -> None:
     for example in (ROOT / "docs" / "examples").rglob("*.py"):
         assert f"examples/{example.relative_to(ROOT / 'docs' / 'examples')}" in pages
         assert example.parent.name == "pager" or f'"{example.stem}"' in tests or f'"{example.name}"' in tests
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the README is not beside an installed package")
+async def test_program_in_the_readme_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = re.search(r"```python\n(import trio.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert program is not None
+    path = tmp_path / "program.py"
+    path.write_text(program[1].replace("trio.run(main)", ""))
+    code = runpy.run_path(str(path))
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        with kadoa.as_default(), trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(code["main"])
+                await kadoa.wait_subscribed(1)
+                kadoa.publish("workflow_failed", workflow_id="wf_5")
+                kadoa.publish("workflow_data_change")
+                text = ""
+                while "1 records differ" not in text:
+                    await trio.sleep(0.01)
+                    text += capsys.readouterr().out
+                assert "wf_5 failed: The page has changed" in text
+                nursery.cancel_scope.cancel()

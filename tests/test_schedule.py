@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import trio
 import trio.testing
+from _receiving import receiving
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,14 +69,7 @@ def test_client_loses_nothing_in_any_fault(kind: Any) -> None:
             open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime,
         ):
             await kadoa.wait_subscribed(1)
-            received: list[str | None] = []
-
-            async def consume() -> None:
-                async for event in realtime.events:
-                    received.append(event.id)
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(consume)
+            async with receiving(realtime) as received, trio.open_nursery() as nursery:
                 kadoa.publish()
                 await trio.sleep(30)
                 schedule = Schedule(tuple(ScheduledFault(float(at), kind, 7.0) for at in (1, 40, 45)))
@@ -84,7 +78,6 @@ def test_client_loses_nothing_in_any_fault(kind: Any) -> None:
                     kadoa.publish()
                     await trio.sleep(1)
                 await trio.sleep(600)
-                nursery.cancel_scope.cancel()
             assert received == [event.id for event in kadoa.published]
 
     trio.run(program, clock=trio.testing.MockClock(autojump_threshold=0))

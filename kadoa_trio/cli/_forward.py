@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import trio
-
-from .._client import open_realtime
 from .._forward import open_forwarder
-from ._listen import Source
-from ._output import Summary, say, tell
+from ._listen import Source, follow
+from ._output import say
 
 
 async def forward(
     source: Source, url: str, *, timeout: float, max_attempts: int | None, dead_letters: str, limit: int | None
 ) -> int:
     """Post events to *url* until cancelled or *limit* is reached."""
-    summary = Summary()
-    async with (
-        open_forwarder(
-            url,
-            timeout=timeout,
-            max_attempts=max_attempts,
-            dead_letters=dead_letters,
-            on_failure=lambda failed: say(str(failed)),
-        ) as forwarder,
-        open_realtime(source.api_key, **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(tell, realtime)
+    async with open_forwarder(
+        url,
+        timeout=timeout,
+        max_attempts=max_attempts,
+        dead_letters=dead_letters,
+        on_failure=lambda failed: say(str(failed)),
+    ) as forwarder:
         try:
-            async for event in realtime.events:
-                await forwarder.forward(event)
-                summary.events += 1
-                if summary.events == limit:
-                    realtime.events.settle()
-                    break
+            await follow(source, limit, forwarder.forward)
         finally:
-            summary.tell(realtime)
             say(f"{forwarder.delivered} delivered, {forwarder.dead} put aside, {forwarder.failures} failed attempts")
-        nursery.cancel_scope.cancel(reason="done")
     if forwarder.dead:
         say(f"`kadoa-trio forward --replay {dead_letters} URL` sends what was put aside again")
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import attrs
 import trio
 
 from .._client import open_realtime
+from .._events import Event
 from .._stores import SQLiteCursorStore
 from ._output import Output, Summary, event_line, tell
 
@@ -41,24 +43,31 @@ class Source:
         }
 
 
-async def listen(source: Source, *, limit: int | None, form: Format) -> int:
-    """Print events to stdout, and what happens to the connection to stderr, until cancelled or *limit* is reached."""
-    output = Output()
-    text = output.terminal if form == "auto" else form == "text"
+async def follow(
+    source: Source,
+    limit: int | None,
+    handle: Callable[[Event], Awaitable[object]],
+    *beside: Callable[[trio.CancelScope], Awaitable[object]],
+) -> None:
+    """Handle events one by one until cancelled or *limit* is reached; each is settled when it is handled.
+
+    Args:
+        source: which events.
+        limit: how many at most.
+        handle: called with each.
+        beside: run meanwhile; given what ends it all.
+    """
     summary = Summary()
     async with (
         open_realtime(source.api_key, **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(tell, realtime)
-        nursery.start_soon(_leave_with_reader, output, nursery.cancel_scope)
+        for task in beside:
+            nursery.start_soon(task, nursery.cancel_scope)
         try:
             async for event in realtime.events:
-                line = (
-                    event_line(event, coloured=output.colours) if text else json.dumps(event.raw, separators=(",", ":"))
-                )
-                await output.write(line)
-                # Settled by asking for the next one, so after the line is out.
+                await handle(event)
                 summary.events += 1
                 if summary.events == limit:
                     realtime.events.settle()
@@ -66,9 +75,20 @@ async def listen(source: Source, *, limit: int | None, form: Format) -> int:
         finally:
             summary.tell(realtime)
         nursery.cancel_scope.cancel(reason="done")
+
+
+async def listen(source: Source, *, limit: int | None, form: Format) -> int:
+    """Print events to stdout, and what happens to the connection to stderr, until cancelled or *limit* is reached."""
+    output = Output()
+    text = output.terminal if form == "auto" else form == "text"
+
+    async def write(event: Event) -> None:
+        as_text = event_line(event, coloured=output.colours) if text else json.dumps(event.raw, separators=(",", ":"))
+        await output.write(as_text)
+
+    async def leave_with_reader(scope: trio.CancelScope) -> None:
+        await output.wait_closed()
+        scope.cancel(reason="nobody reads the output any more")
+
+    await follow(source, limit, write, leave_with_reader)
     return 0
-
-
-async def _leave_with_reader(output: Output, scope: trio.CancelScope) -> None:
-    await output.wait_closed()
-    scope.cancel(reason="nobody reads the output any more")
