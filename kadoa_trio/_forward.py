@@ -7,7 +7,6 @@ in the header ``X-Kadoa-Event``.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -28,7 +27,8 @@ from ._events import Event, parse_json
 from ._http import HttpClient, iso, open_webhooks
 from ._settings import Settings, is_loopback
 
-_REPLAYED: Final = ".replaying"
+_REPLAYING: Final = ".replaying"
+_DONE: Final = ".replayed"
 
 
 @final
@@ -118,22 +118,41 @@ class Forwarder:
             DeadLetterError: the file cannot be read or written.
         """
         file = Path(path)
-        working = file.with_name(file.name + _REPLAYED)
-        await _guarded(_set_aside, file, working)
-        lines = await _guarded(_read_lines, working)
-        delivered = remaining = unreadable = 0
-        for number, line in enumerate(lines):
-            body = _letter(line)
-            if body is None:
-                unreadable += 1
-                await _guarded(_append, file, line)
-            elif await self._deliver(body, file):
-                delivered += 1
-            else:
-                remaining += 1
-            # What is done is not done again after a crash.
-            await _guarded(_write_lines, working, lines[number + 1 :])
-        await _guarded(working.unlink)
+        working, done = (file.with_name(file.name + ending) for ending in (_REPLAYING, _DONE))
+        total = Replayed(delivered=0, remaining=0)
+        if await _guarded(working.exists):
+            # What an earlier replay has left comes first: it is older.
+            total = await self._replay_one(working, done, file)
+            if not await _guarded(file.exists):
+                return total
+        await _guarded(_set_aside, file, working, done)
+        newer = await self._replay_one(working, done, file)
+        return Replayed(
+            delivered=total.delivered + newer.delivered, remaining=newer.remaining, unreadable=newer.unreadable
+        )
+
+    async def _replay_one(self, working: Path, done: Path, failed: Path) -> Replayed:
+        delivered = remaining = unreadable = number = 0
+        skip = await _guarded(_read_count, done)
+        letters = await _guarded(lambda: working.open(encoding="utf-8", errors="surrogateescape"))
+        try:
+            while line := await _guarded(letters.readline):
+                number += 1
+                if number <= skip or not line.strip():
+                    continue
+                body = _letter(line)
+                if body is None:
+                    unreadable += 1
+                    await _guarded(_append, failed, line.rstrip("\n"))
+                elif await self._deliver(body, failed):
+                    delivered += 1
+                else:
+                    remaining += 1
+                # What is done is not done again after a crash.
+                await _guarded(_write_count, done, number)
+        finally:
+            letters.close()
+        await _guarded(_forget, working, done)
         return Replayed(delivered=delivered, remaining=remaining + unreadable, unreadable=unreadable)
 
     async def _deliver(self, body: dict[str, Any], dead_letters: Path | None) -> bool:
@@ -287,31 +306,38 @@ def _append(path: Path, line: str) -> None:
             # A crash may have cut the last line: it must not swallow this one.
             file.seek(size - 1)
             torn = file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        file.write((b"\n" if torn else b"") + line.encode(errors="surrogateescape") + b"\n")
         os.fsync(file.fileno())
 
 
-def _set_aside(file: Path, working: Path) -> None:
-    """Move the letters to a file of the replay's own, behind those that an earlier replay has left."""
-    if not working.exists():
-        os.replace(file, working)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        newer = _read_lines(file)
-        _write_lines(working, [*_read_lines(working), *newer])
-        file.unlink()
+# A replay works on a file of its own, so that new letters can be added to the other one meanwhile; how many lines of it
+# are done stands beside it. The count means something only while that file is there: it is removed before the next one
+# is set aside, and after the last one is gone.
 
 
-def _read_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if line.strip()]
+def _set_aside(file: Path, working: Path, done: Path) -> None:
+    done.unlink(missing_ok=True)
+    os.replace(file, working)
 
 
-def _write_lines(path: Path, lines: list[str]) -> None:
+def _forget(working: Path, done: Path) -> None:
+    working.unlink()
+    done.unlink(missing_ok=True)
+
+
+def _read_count(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _write_count(path: Path, count: int) -> None:
     # Whole, or not at all.
     new = path.with_name(path.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(f"{line}\n" for line in lines)
+    with open(descriptor, "w") as file:
+        file.write(str(count))
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final, final
 
 import attrs
+import trio
 
 from ._errors import ConfigurationError, RequestRefusedError, SetupError
 from ._notifications import WEBSOCKET, Channel, Notifications, Setting, check_event_types
@@ -188,6 +189,7 @@ async def apply_plan(notifications: Notifications, plan: StreamingPlan) -> Chann
             done; a new plan shows what is left.
     """
     channel = plan.channel
+    await trio.lowlevel.checkpoint()  # also when there is nothing to do
     for step in plan.steps:
         failed: RequestRefusedError | None = None
         try:

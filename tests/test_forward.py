@@ -119,6 +119,19 @@ async def test_cancelled_attempt_puts_nothing_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.sockets
+async def test_stale_count_skips_no_letter(tmp_path: Path) -> None:
+    # A crash between the removal of a finished file and that of its count.
+    path = tmp_path / "dead"
+    with trio.fail_after(60):
+        await put_aside(path, 1, 2)
+        (tmp_path / "dead.replayed").write_text("2")
+        endpoint = Endpoint()
+        async with serving(endpoint) as port, open_forwarder(f"http://127.0.0.1:{port}/") as forwarder:
+            await forwarder.replay(path)
+    assert endpoint.ids == ["e1", "e2"]
+
+
+@pytest.mark.sockets
 async def test_full_disk_is_an_error_and_not_a_lost_event(tmp_path: Path) -> None:
     async with serving(Endpoint(500)) as port:
         with trio.fail_after(60):
@@ -153,6 +166,18 @@ async def test_torn_last_line_does_not_swallow_the_next_letter(tmp_path: Path) -
     assert (done.delivered, done.remaining, done.unreadable) == (1, 1, 1)
     (kept,) = path.read_text().splitlines()
     assert '"id":"e1"' in kept  # a person may still read what it was
+
+
+@pytest.mark.sockets
+async def test_many_letters_are_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "dead"
+    letter = {"event": {"eventType": "x", "id": "e", "timestamp": None, "data": "x" * 2_000}}
+    path.write_text("".join(json.dumps(letter) + "\n" for _ in range(500)))
+    async with serving(Endpoint()) as port, open_forwarder(f"http://127.0.0.1:{port}/") as forwarder:
+        with trio.fail_after(100):
+            done = await forwarder.replay(path)
+    assert (done.delivered, done.remaining) == (500, 0)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.sockets

@@ -209,3 +209,13 @@ async def test_program_in_the_readme_runs(
                     text += capsys.readouterr().out
                 assert "wf_5 failed: The page has changed" in text
                 nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_public_name_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    for name in set(kadoa_trio.__all__) - {"__version__"}:
+        assert re.search(rf"\b{name}\b", text), name
+    # Documented as whole modules.
+    assert "automodule:: kadoa_trio.testing\n" in text
+    assert "automodule:: kadoa_trio.testing.strategies\n" in text
