@@ -17,6 +17,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
+IN_MEMORY = ("-m", "not sockets", "--ignore", "tests/test_crashes.py")
+"""For sessions beside those that run everything: without the tests that take real time or processes of their own."""
 BUILT: list[Path] = []
 """The sdist and the wheel of this run of nox: built once, for every session."""
 
@@ -87,16 +89,16 @@ def typing(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation; every warning is an error."""
     groups(session, "docs")
-    session.install(".[cli]")
+    session.install(".[cli,testing]")
     session.run("sphinx-build", "-n", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Branch coverage; the ledger's must be complete."""
+    """Branch coverage of the tests in memory; the ledger's must be complete."""
     groups(session, "coverage")
     session.install("-e", ".[test]")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *IN_MEMORY, *session.posargs)
     session.run("coverage", "report", "--skip-covered", "--show-missing")
     session.run("coverage", "report", "--include=*/_ledger.py", "--fail-under=100")
 
@@ -131,7 +133,8 @@ def package(session: nox.Session) -> None:
     (tree,) = unpacked.iterdir()
     session.chdir(tree)
     session.install(".[test]")
-    session.run("python", "-m", "pytest", "-m", "not sockets", "--ignore", "tests/test_crashes.py", *session.posargs)
+    # The wheel is made of this sdist, and tested as a whole; here, that the tests came along and find what they need.
+    session.run("python", "-m", "pytest", "tests/test_project.py", "tests/test_wire.py", "tests/test_ledger.py")
 
 
 @nox.session(python="3.11")
@@ -147,7 +150,7 @@ def minimum(session: nox.Session) -> None:
     # Examples that a newer Hypothesis has kept mean nothing to an old one.
     kept = str(Path(session.create_tmp()).resolve() / "hypothesis")
     environment = {"PYTHONPATH": "tests", "HYPOTHESIS_STORAGE_DIRECTORY": kept}
-    session.run("python", "-P", "-m", "pytest", *session.posargs, env=environment)
+    session.run("python", "-P", "-m", "pytest", *IN_MEMORY, *session.posargs, env=environment)
 
 
 @nox.session(python="3.12")

@@ -438,6 +438,8 @@ class _House:
         if options.repair_gaps:
             self.repairer = Repairer(http, ledger, intake, reporter, self._deliver, settings.max_buffered_bytes)
         self._entered = False
+        # A simulated Kadoa in memory sees what is settled as it is settled: acknowledgements are slower, and may be lost.
+        self._witness: Callable[[str], None] | None = getattr(settings.endpoints.network, "saw_settled", None)
         self.fault: CursorStoreError | None = None
         """What went wrong after the client had ended."""
 
@@ -485,6 +487,8 @@ class _House:
             raise ProtocolError("token", "the token is another team's than the one before")
 
     def _on_settled(self, event: Event) -> None:
+        if self._witness is not None:
+            self._witness(event.id)
         if self.keeper is not None:
             self.keeper.touch()
         if self.acknowledger is not None:

@@ -106,6 +106,23 @@ async def test_settled_is_what_was_settled(autojump_clock: Any, pair: Any) -> No
         assert kadoa.settled == [one, two]
 
 
+async def test_settled_is_known_although_acknowledgements_are_lost(autojump_clock: Any) -> None:
+    async with (
+        open_simulated_kadoa() as kadoa,
+        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, acknowledge=False) as realtime,
+    ):
+        await kadoa.wait_subscribed(1)
+        kadoa.publish()
+        kadoa.faults.refuse_connections = True
+        await realtime.events.receive()
+        assert kadoa.settled == []
+        realtime.events.settle()
+        with trio.fail_after(1):
+            await kadoa.wait_settled()
+        assert kadoa.settled == kadoa.published
+        assert kadoa.acknowledged == []
+
+
 async def test_position_and_subscriptions_can_be_asked_for(autojump_clock: Any) -> None:
     store = MemoryCursorStore()
     assert store.position() is None
@@ -191,7 +208,8 @@ def test_client_is_complete_after_any_drawn_schedule(schedule: Schedule) -> None
                 for _ in range(40):
                     await trio.sleep(6)
                     kadoa.publish()
-                await kadoa.wait_settled()
+                with trio.fail_after(3600):
+                    await kadoa.wait_settled()
             assert received == [event.id for event in kadoa.published]
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -41,7 +41,8 @@ class SimulatedKadoa:
         self._nursery = nursery
         self._tokens: dict[str, None] = {}
         self._changed = trio.Event()
-        self._acknowledged = trio.Event()
+        self._settled: set[str | None] = set()
+        self._settlement = trio.Event()
         self.heartbeat_interval = heartbeat_interval
         """Seconds between heartbeats."""
         self.api_key: str = "key-" + secrets.token_hex(16)
@@ -184,20 +185,21 @@ class SimulatedKadoa:
 
     @property
     def settled(self) -> list[PublishedEvent]:
-        """The events that a client has acknowledged, in the order of the stream.
+        """The events that a client has settled, in the order of the stream.
 
-        A client acknowledges what was settled, unless it is opened with
-        ``acknowledge=False``, at most 200 a second.
+        In memory they are known as they are settled. On loopback they are
+        those that were acknowledged: a client acknowledges at most 200 events
+        a second, none if it is opened with ``acknowledge=False``, and does
+        not repeat an acknowledgement that was lost in an outage.
         """
-        known = set(self.acknowledged)
-        return [event for event in self.stream.events if event.id in known]
+        return [event for event in self.stream.events if event.id in self._settled]
 
     async def wait_settled(self, *events: PublishedEvent) -> None:
         """Wait until *events* are settled, or, without any, all that were published so far; see `settled`."""
         await trio.lowlevel.checkpoint()
         wanted = {event.id for event in (events or self.stream.events)}
-        while not wanted <= set(self.acknowledged):
-            await self._acknowledged.wait()
+        while not wanted <= self._settled:
+            await self._settlement.wait()
 
     async def play(self, schedule: Schedule) -> None:
         """Have the faults of a schedule, each at its time from now. Cancellation mends those that last."""
@@ -214,6 +216,11 @@ class SimulatedKadoa:
 
     def _start(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         self._nursery.start_soon(async_fn, *args)
+
+    def _saw_settled(self, event_id: str) -> None:
+        self._settled.add(event_id)
+        self._settlement.set()
+        self._settlement = trio.Event()
 
     def _subscribed_one(self, connection: SimulatedConnection) -> None:
         self.subscribed.append(connection)
@@ -271,8 +278,7 @@ class SimulatedKadoa:
                 return faults.ack_status, {}, b'{"error":"simulated"}'
             try:
                 self.acknowledged.append(json.loads(body)["id"])
-                self._acknowledged.set()
-                self._acknowledged = trio.Event()
+                self._saw_settled(self.acknowledged[-1])
             except (ValueError, KeyError, TypeError):
                 return 400, {}, b'{"error":"no id"}'
             return 200, {}, b"{}"
@@ -395,6 +401,9 @@ class _MemoryNetwork(httpx.AsyncBaseTransport):
     @property
     def http_transport(self) -> object:
         return self
+
+    def saw_settled(self, event_id: str) -> None:
+        self._kadoa._saw_settled(event_id)
 
     async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()

@@ -111,7 +111,8 @@ def test_every_failure_is_paged_in_any_trouble(schedule: Schedule) -> None:
                     for number in range(20):
                         await trio.sleep(7)
                         kadoa.publish(workflow_failed(reason=f"reason {number}"))
-                    await kadoa.wait_settled()
+                    with trio.fail_after(3600):  # of virtual time: a test that waits for ever says nothing
+                        await kadoa.wait_settled()
                     nursery.cancel_scope.cancel()
             assert list(pages.texts) == [event.id for event in kadoa.published]
 
