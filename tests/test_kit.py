@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
-from _receiving import receiving
+from _receiving import receiving, survive
 from hypothesis import given, settings
 
 from kadoa_trio import (
@@ -195,24 +194,7 @@ def test_drawn_drafts_are_of_the_types_asked_for(draft: Draft) -> None:
 @given(schedules(seconds=200))
 @settings(max_examples=40, deadline=None)
 def test_client_is_complete_after_any_drawn_schedule(schedule: Schedule) -> None:
-    async def main() -> None:
-        async with (
-            open_simulated_kadoa() as kadoa,
-            open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime,
-        ):
-            await kadoa.wait_subscribed(1)
-            async with receiving(realtime) as received, trio.open_nursery() as nursery:
-                kadoa.publish()
-                await trio.sleep(30)
-                nursery.start_soon(kadoa.play, schedule)
-                for _ in range(40):
-                    await trio.sleep(6)
-                    kadoa.publish()
-                with trio.fail_after(3600):
-                    await kadoa.wait_settled()
-            assert received == [event.id for event in kadoa.published]
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    survive(schedule)
 
 
 # ---- a week --------------------------------------------------------------------------------------------------------

@@ -6,12 +6,10 @@ from typing import Any, get_args
 
 import pytest
 import trio
-import trio.testing
-from _receiving import receiving
+from _receiving import survive
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kadoa_trio import open_realtime
 from kadoa_trio.testing import FaultKind, Faults, Schedule, ScheduledFault, open_simulated_kadoa
 
 faults = st.builds(
@@ -63,21 +61,4 @@ async def test_overlapping_faults_of_a_kind_last_as_long_as_the_longest(autojump
 
 @pytest.mark.parametrize("kind", sorted(set(get_args(FaultKind)) - {"forget"}))
 def test_client_loses_nothing_in_any_fault(kind: Any) -> None:
-    async def program() -> None:
-        async with (
-            open_simulated_kadoa() as kadoa,
-            open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime,
-        ):
-            await kadoa.wait_subscribed(1)
-            async with receiving(realtime) as received, trio.open_nursery() as nursery:
-                kadoa.publish()
-                await trio.sleep(30)
-                schedule = Schedule(tuple(ScheduledFault(float(at), kind, 7.0) for at in (1, 40, 45)))
-                nursery.start_soon(kadoa.play, schedule)
-                for _ in range(100):
-                    kadoa.publish()
-                    await trio.sleep(1)
-                await trio.sleep(600)
-            assert received == [event.id for event in kadoa.published]
-
-    trio.run(program, clock=trio.testing.MockClock(autojump_threshold=0))
+    survive(Schedule(tuple(ScheduledFault(float(at), kind, 7.0) for at in (1, 40, 45))))
