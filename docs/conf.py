@@ -8,7 +8,7 @@ import kadoa_trio
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "kadoa_trio"
-author = "the kadoa_trio contributors"
+author = project_copyright = "the kadoa_trio contributors"
 version = release = kadoa_trio.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
 html_theme = "furo"
