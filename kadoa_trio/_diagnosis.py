@@ -29,9 +29,7 @@ from ._settings import Endpoints, Settings, read_key
 from ._socket import Socket, SocketEnded, open_socket
 from ._wire import Heartbeat, decode, subscribe
 
-_BLOCKED: Final = (
-    "A firewall or proxy in between may block it: allow {host} on port {port}, directly and with WebSocket upgrades."
-)
+_BLOCKED: Final = "A firewall or proxy in between may block it: allow {host} on port {port}, with WebSocket upgrades where it serves them."
 
 
 _SECOND_LOOK: Final = 2.0
@@ -155,6 +153,9 @@ class _Doctor:
             return "Too many requests with this key: wait a minute, and look for other programs that use it."
         if isinstance(exc, AttemptError) and exc.status is not None and exc.status >= 500:
             return "Kadoa, or a gateway before it, has a fault of its own. Try again; see Kadoa's status page."
+        if isinstance(exc, AttemptError) and exc.step in ("token", "notifications"):
+            api = urlsplit(self.settings.endpoints.public_api)
+            return _BLOCKED.format(host=api.hostname, port=api.port or (443 if api.scheme == "https" else 80))
         return _BLOCKED.format(host=self.host, port=self.port)
 
 

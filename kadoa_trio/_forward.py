@@ -105,7 +105,7 @@ class Forwarder:
         Raises:
             DeadLetterError: it could not be put aside.
         """
-        return await self._deliver(webhook_body(event), self._dead_letters)
+        return await self._deliver(webhook_body(event), self._max_attempts, self._dead_letters)
 
     async def replay(self, path: str | os.PathLike[str]) -> Replayed:
         """Post the dead letters of a file again, in its order; what fails again stays in it.
@@ -144,7 +144,7 @@ class Forwarder:
                 if body is None:
                     unreadable += 1
                     await _guarded(_append, failed, line.rstrip("\n"))
-                elif await self._deliver(body, failed):
+                elif await self._deliver(body, self._max_attempts or 1, failed):
                     delivered += 1
                 else:
                     remaining += 1
@@ -155,9 +155,8 @@ class Forwarder:
         await _guarded(_forget, working, done)
         return Replayed(delivered=delivered, remaining=remaining + unreadable, unreadable=unreadable)
 
-    async def _deliver(self, body: dict[str, Any], dead_letters: Path | None) -> bool:
+    async def _deliver(self, body: dict[str, Any], limit: int | None, dead_letters: Path | None) -> bool:
         content = json.dumps(body, separators=(",", ":")).encode()
-        limit = self._max_attempts if self._max_attempts is not None or dead_letters is self._dead_letters else 1
         attempt = 0
         while True:
             attempt += 1
@@ -248,7 +247,10 @@ async def open_forwarder(
     if max_attempts is not None and (max_attempts < 1 or dead_letters is None):
         raise ConfigurationError("max_attempts must be at least 1, and needs dead_letters to put events aside in")
     async with open_webhooks(
-        settings=Settings(ssl_context=ssl_context), direct=is_loopback(host), wall_clock=lambda: datetime.now(UTC)
+        settings=Settings(ssl_context=ssl_context),
+        secret=parts.query,  # where webhooks have theirs
+        direct=is_loopback(host),
+        wall_clock=lambda: datetime.now(UTC),
     ) as http:
         yield Forwarder(
             http,

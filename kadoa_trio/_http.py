@@ -320,18 +320,19 @@ async def open_http(
 
 @asynccontextmanager
 async def open_webhooks(
-    *, settings: Settings, direct: bool, wall_clock: Callable[[], datetime]
+    *, settings: Settings, secret: str, direct: bool, wall_clock: Callable[[], datetime]
 ) -> AsyncIterator[HttpClient]:
     """Open an `HttpClient` without a key, for `HttpClient.post`.
 
     Args:
         settings: the client's options.
+        secret: what is kept out of logs and errors, as the key is elsewhere. It is sent nowhere.
         direct: whether to leave the environment's proxy out of it.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
     """
     context = settings.ssl_context or default_ssl_context()
     async with _open_client(context, None, direct=direct) as client:
-        yield HttpClient(client, "", settings, wall_clock)
+        yield HttpClient(client, secret, settings, wall_clock)
 
 
 @asynccontextmanager

@@ -87,7 +87,8 @@ def stand_in(endpoints: Endpoints) -> Iterator[None]:
     try:
         yield
     finally:
-        _stand_ins.remove(endpoints)
+        # By identity: those of two simulated Kadoas in memory are equal.
+        del _stand_ins[next(place for place, one in enumerate(_stand_ins) if one is endpoints)]
 
 
 @attrs.frozen(kw_only=True)

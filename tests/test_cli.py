@@ -544,6 +544,19 @@ async def test_forward_puts_dead_letters_aside_and_replays_them(kadoa: Simulated
         assert list(tmp_path.iterdir()) == []
 
 
+async def test_secret_of_the_endpoint_is_in_no_log(kadoa: SimulatedKadoa) -> None:
+    async with hooked() as (hook, url):
+        hook.statuses = [500]
+        arguments = ["-vv", "forward", f"{url}?token=secret-query-of-mine", "--no-store", "--limit", "1"]
+        async with running(*arguments, env=environment(kadoa)) as run:
+            await kadoa.wait_subscribed(1)
+            kadoa.publish()
+            assert await run.end() == 0
+    assert b"?token=secret-query-of-mine" in hook.heads[0]
+    assert b"HTTP Request: POST" in run.err  # the records are there
+    assert b"secret-query" not in run.err
+
+
 async def test_replay_of_a_file_that_is_not_there_is_1() -> None:
     done = await finish("forward", "http://127.0.0.1:1", "--replay", "/nonexistent/x", env=environment())
     assert done.returncode == 1

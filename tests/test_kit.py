@@ -158,6 +158,17 @@ async def test_simulated_kadoa_can_be_the_default(autojump_clock: Any, monkeypat
     assert Endpoints.from_environment() == Endpoints()
 
 
+async def test_one_default_inside_of_another_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KADOA_API_KEY", raising=False)
+    async with open_simulated_kadoa() as outer, open_simulated_kadoa() as inner:
+        with outer.as_default():
+            with inner.as_default():
+                assert Endpoints.from_environment() is inner.endpoints
+            # Their addresses are the same, and their networks are not.
+            assert Endpoints.from_environment() is outer.endpoints
+            assert os.environ["KADOA_API_KEY"] == outer.api_key
+
+
 # ---- strategies ----------------------------------------------------------------------------------------------------
 
 

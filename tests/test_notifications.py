@@ -425,6 +425,20 @@ async def test_blocked_websocket_is_told_from_a_refused_key() -> None:
 
 
 @pytest.mark.sockets
+async def test_blocked_api_is_not_taken_for_the_websocket() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    closed = listeners[0].socket.getsockname()[1]
+    await listeners[0].aclose()
+    async with serving(socket_in_tls) as ws:
+        endpoints = Endpoints(public_api=f"http://127.0.0.1:{closed}", websocket=f"ws://127.0.0.1:{ws}")
+        with trio.fail_after(60):
+            failure = (await diagnose("key-for-tests", endpoints=endpoints)).first_failure
+        assert failure is not None
+        assert failure.name == "token"
+        assert f"allow 127.0.0.1 on port {closed}" in failure.advice
+
+
+@pytest.mark.sockets
 async def test_page_instead_of_an_upgrade_is_found() -> None:
     async def page(stream: trio.abc.Stream) -> None:
         await read_head(stream)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from _receiving import receiving
 
 from kadoa_trio import (
     AcknowledgementsResting,
@@ -271,14 +272,7 @@ async def test_admission_pauses_when_too_much_is_unsaved(autojump_clock: Clock) 
     async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store, max_unsaved=5) as realtime:
         store.fault = CursorStoreError("disk full")
         kadoa.publish_many(20)
-        received: list[str] = []
-
-        async def consume() -> None:
-            async for event in realtime.events:
-                received.append(event.id)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(consume)
+        async with receiving(realtime) as received:
             await trio.sleep(120)
             # What was in the buffer before is handed out; nothing comes after it.
             count = len(received)
@@ -289,7 +283,6 @@ async def test_admission_pauses_when_too_much_is_unsaved(autojump_clock: Clock) 
             store.fault = None
             await trio.sleep(60)
             assert received == [event.id for event in kadoa.published]
-            nursery.cancel_scope.cancel()
 
 
 async def test_lost_ownership_ends_the_client(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .._forward import open_forwarder
+from contextlib import AbstractAsyncContextManager
+
+from .._forward import Forwarder, open_forwarder
 from ._listen import Source, follow
 from ._output import say
 
@@ -11,13 +13,7 @@ async def forward(
     source: Source, url: str, *, timeout: float, max_attempts: int | None, dead_letters: str, limit: int | None
 ) -> int:
     """Post events to *url* until cancelled or *limit* is reached."""
-    async with open_forwarder(
-        url,
-        timeout=timeout,
-        max_attempts=max_attempts,
-        dead_letters=dead_letters,
-        on_failure=lambda failed: say(str(failed)),
-    ) as forwarder:
+    async with _open(url, timeout, max_attempts, dead_letters) as forwarder:
         try:
             await follow(source, limit, forwarder.forward)
         finally:
@@ -29,14 +25,20 @@ async def forward(
 
 async def replay(file: str, url: str, *, timeout: float, max_attempts: int | None) -> int:
     """Post dead letters again; the exit code is 1 if some are left."""
-    async with open_forwarder(
-        url,
-        timeout=timeout,
-        max_attempts=max_attempts,
-        dead_letters=file,
-        on_failure=lambda failed: say(str(failed)),
-    ) as forwarder:
+    async with _open(url, timeout, max_attempts, file) as forwarder:
         done = await forwarder.replay(file)
     unreadable = f", {done.unreadable} of them unreadable" if done.unreadable else ""
     say(f"{done.delivered} delivered, {done.remaining} left in {file}{unreadable}")
     return 1 if done.remaining else 0
+
+
+def _open(
+    url: str, timeout: float, max_attempts: int | None, dead_letters: str
+) -> AbstractAsyncContextManager[Forwarder]:
+    return open_forwarder(
+        url,
+        timeout=timeout,
+        max_attempts=max_attempts,
+        dead_letters=dead_letters,
+        on_failure=lambda failed: say(str(failed)),
+    )

@@ -129,7 +129,7 @@ async def test_official_sdk_is_deaf_when_its_replacement_dies(kadoa: SimulatedKa
         kadoa.newest.drain(200, close_after=1.0)
         await kadoa.wait_subscribed(2)
         kadoa.subscribed[1].reset()
-        await trio.sleep(1.5)  # the old one is closed, as announced
+        await sdk.until(lambda: not kadoa.subscribed[0].open)  # the old one is closed, as announced
         for _ in range(20):
             kadoa.publish()
             await trio.sleep(0.1)  # its own delay is 0.3 s
