@@ -158,41 +158,51 @@ def rooms() -> str:
 
 def ledger() -> str:
     """Record what a ledger says through a drain."""
-    now = BEGIN
+    seconds = 0.0
     one = Ledger(1_000)
+
+    def now() -> tuple[datetime, float]:
+        return BEGIN + timedelta(seconds=seconds), seconds
+
     entries: dict[str, Entry] = {}
     lines = ["| what happens | resume cursor | saved cursor | settled beside it |", "|---|---|---|---|"]
 
     def tell(what: str) -> None:
-        position = one.settled_position(now)
+        position = one.settled_position(now())
         beside = ", ".join(sorted(position.settled)) or "-"
         lines.append(f"| {what} | {one.resume_cursor or '-'} | {position.cursor or '-'} | {beside} |")
 
     def admit(generation: int, number: int) -> None:
-        entries[f"e{number}"], _gaps = one.admit(generation, f"e{number}", f"1-{number}")
+        entries[f"e{number}"], _gaps = one.admit(generation, f"e{number}", f"1-{number}", now())
         tell(f"{generation} brings e{number}")
 
     def settle(name: str) -> None:
         one.settle(entries[name])
         tell(f"{name} is settled")
 
-    one.open(1, now, promised=True, with_cursor=True)
+    one.open(1)
+    one.live(1, now())
     tell("connection 1 subscribes, without a cursor")
     admit(1, 1)
     admit(1, 2)
     settle("e1")
-    one.open(2, now, promised=True, with_cursor=True)
+    one.open(2)
+    one.live(2, now())
     tell("connection 2 subscribes from 1-2, beside 1")
     admit(2, 4)
     settle("e4")
     admit(1, 3)
     settle("e2")
     settle("e3")
-    one.repeat(1, "e4", "1-4")
+    one.repeat(1, "e4", "1-4", now())
     tell("1 brings e4, too")
-    one.stable(2)
-    one.ended(1, now)
-    tell("2 is stable, and 1 has ended")
+    admit(2, 5)
+    settle("e5")
+    one.ended(1, now())
+    tell("1 has ended: 2 leads, but e5 may have come before a part of its replay")
+    seconds = 10.0
+    one.tick(2, now())
+    tell("ten seconds without a step back behind e5")
     return "\n".join(lines) + "\n"
 
 

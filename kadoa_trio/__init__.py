@@ -14,6 +14,7 @@
 #   _settings    endpoints and limits, checked once
 #   _events      events and the classes of their payloads
 #   _wire        frames to objects and back
+#   _cursors     the order of cursors, where they show one
 #   _ledger      ids, where to resume, what is settled; no I/O, no clock
 #   _notices     what the client tells about itself, and the one state
 #   _stores      cursor stores: where a position outlives a process
@@ -28,6 +29,7 @@
 #   _channel     the buffer of events, and the handles to receive from
 #   _acks        acknowledgements of settled events
 #   _repair      fills possible gaps from the notification log
+#   _cursor_check  does the server refuse the cursor, or is it sick?
 #   _connection  one generation, from its token to its end
 #   _supervisor  the succession of connections
 #   _client      open_realtime
@@ -82,15 +84,19 @@ from ._notices import AcknowledgementsResting as AcknowledgementsResting
 from ._notices import AdmissionPaused as AdmissionPaused
 from ._notices import AttemptStarted as AttemptStarted
 from ._notices import Connected as Connected
+from ._notices import ConnectionAged as ConnectionAged
 from ._notices import ConnectionStatus as ConnectionStatus
 from ._notices import CursorAccepted as CursorAccepted
 from ._notices import CursorDropped as CursorDropped
 from ._notices import CursorOnTrial as CursorOnTrial
 from ._notices import Draining as Draining
+from ._notices import EventLoopBlocked as EventLoopBlocked
 from ._notices import Failed as Failed
+from ._notices import FirstStart as FirstStart
 from ._notices import FrameIgnored as FrameIgnored
 from ._notices import GapRemains as GapRemains
 from ._notices import GapRepaired as GapRepaired
+from ._notices import HeldEventsReleased as HeldEventsReleased
 from ._notices import Lost as Lost
 from ._notices import Notice as Notice
 from ._notices import PositionNotSaved as PositionNotSaved
@@ -136,6 +142,7 @@ __all__ = [
     "Channel",
     "ConfigurationError",
     "Connected",
+    "ConnectionAged",
     "ConnectionFailedError",
     "ConnectionStatus",
     "ConsumerOwnedError",
@@ -158,9 +165,11 @@ __all__ = [
     "Event",
     "EventChannel",
     "EventChannelStatistics",
+    "EventLoopBlocked",
     "Failed",
     "FailedForward",
     "FieldChange",
+    "FirstStart",
     "ForeignError",
     "Forwarder",
     "FrameIgnored",
@@ -168,6 +177,7 @@ __all__ = [
     "GapReason",
     "GapRemains",
     "GapRepaired",
+    "HeldEventsReleased",
     "InternalError",
     "KadoaError",
     "LogEntry",

@@ -22,7 +22,7 @@ from ._events import Event
 from ._exits import pick
 from ._http import HttpClient, open_http
 from ._keeper import Keeper
-from ._ledger import Gap, Ledger, Position
+from ._ledger import Gap, Ledger, Moment, Position
 from ._notices import ConnectionStatus, Notice, Reporter, State
 from ._repair import Repairer
 from ._settings import LEAVE_TIMEOUT, Endpoints, Settings, read_key
@@ -133,7 +133,7 @@ class Realtime:
 
         It passes no event that was not settled.
         """
-        return self._shared.ledger.settled_position(self._life())
+        return self._shared.ledger.settled_position(self._now())
 
     def position_after(self, event: Event) -> Position:
         """Return what `position` will be when *event*, which is in hand, is settled.
@@ -145,12 +145,13 @@ class Realtime:
         Raises:
             ValueError: the event is not in hand, or an event before it is not settled.
         """
-        return self._shared.ledger.position_after(event.id, self._life())
+        return self._shared.ledger.position_after(event.id, self._now())
 
-    def _life(self) -> datetime | None:
-        reporter = self._shared.reporter
-        live = any(connection.live for connection in reporter.status.connections)
-        return reporter.wall_clock() if live else None
+    def _now(self) -> Moment | None:
+        try:
+            return self._shared.reporter.moment()
+        except RuntimeError:
+            return None  # outside of Trio: after the run
 
     async def wait_live(self) -> None:
         """Wait until the newest connection, or the one that it replaces, is live. Being cancelled changes nothing.
@@ -239,6 +240,7 @@ async def open_realtime(
     handshake_timeout: float = 10.0,
     retry: RetryPolicy | None = None,
     overlap_limit: float = 60.0,
+    max_connection_age: float = 21_600.0,
     max_message_size: int = 64 * 1024 * 1024,
     max_buffered_events: int = 1_000,
     max_buffered_bytes: int = 64 * 1024 * 1024,
@@ -280,8 +282,9 @@ async def open_realtime(
             seconds, is lost. Default 30: Kadoa sends a heartbeat every 15 s,
             as its earlier documentation and its SDKs say.
         stable_after: a connection that lived for so long, in seconds, was a
-            success: the backoff starts over, and its replay counts as
-            complete. Default 10.
+            success: the backoff starts over. So long after the last sign of a
+            replay, what the connection delivered is relied on, and after six
+            times as long its replay counts as complete. Default 10.
         connect_timeout: how long the first connection is tried for, in
             seconds, until the server has sent a frame. After that an outage
             is outwaited however long it takes. Default 60.
@@ -295,6 +298,11 @@ async def open_realtime(
         overlap_limit: an old connection is read beside a live new one for at
             most so long, in seconds, if the server does not close it before.
             Default 60.
+        max_connection_age: a connection that is open for so long, in seconds,
+            is replaced, with an overlap as in a drain; up to a tenth earlier,
+            at random. Default 21,600 (6 h): a server that keeps a connection
+            and its heartbeats but has lost the subscription is noticed by
+            nothing else. ``math.inf`` for never.
         max_message_size: in characters; a larger message ends the connection,
             and the client if it comes again (`MessageTooLargeError`). Default
             64 Mi: data changes may carry the whole snapshot.
@@ -356,6 +364,7 @@ async def open_realtime(
         handshake_timeout=handshake_timeout,
         retry=RetryPolicy() if retry is None else retry,
         overlap_limit=overlap_limit,
+        max_connection_age=max_connection_age,
         max_message_size=max_message_size,
         max_buffered_events=max_buffered_events,
         max_buffered_bytes=max_buffered_bytes,
@@ -416,7 +425,7 @@ class _House:
         rng: random.Random,
         reporter: Reporter,
     ) -> None:
-        ledger = self.ledger = Ledger(settings.dedupe_window, options.position)
+        ledger = self.ledger = Ledger(settings.dedupe_window, options.position, mature_after=settings.stable_after)
         intake = self.intake = Intake(settings, ledger, reporter, self._on_settled, lambda: self.supervisor.stop())
         self.shared = Shared(
             settings,
@@ -477,7 +486,7 @@ class _House:
             if ledger.team is not None and ledger.team != team:
                 raise ConfigurationError("the position to resume from is another team's than the API key")
             if self.keeper is not None:
-                self.shared.tell(await self.keeper.open(team))
+                await self.keeper.open(team)
             ledger.team = team
             self._entered = True
             if self.repairer is not None:

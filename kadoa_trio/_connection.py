@@ -14,22 +14,23 @@ from __future__ import annotations
 import enum
 import math
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from types import TracebackType
 from typing import Final
 
 import attrs
 import trio
 
 from ._channel import Intake
+from ._cursor_check import Hold
 from ._errors import AttemptError
 from ._events import Event
 from ._http import HttpClient
-from ._ledger import Gap, Ledger
+from ._ledger import Gap, Ledger, Moment
 from ._notices import (
     Connected,
     Draining,
+    EventLoopBlocked,
     FrameIgnored,
     Lost,
     PossibleGap,
@@ -45,9 +46,17 @@ from ._wire import Heartbeat, Ignored, decode, subscribe
 
 _GOING_AWAY: Final = 1001
 _ADVICE_JITTER: Final = 0.1
+_AGE_JITTER: Final = 0.1
 _PROGRESS: Final = 1024
 # Moving a deadline costs as much as decoding a small frame, so that it is moved a little further, and less often.
 _HEARTBEAT_SLACK: Final = 0.01
+# When the heartbeat timer expires, the socket is read for this many seconds more: the event loop may have been blocked,
+# and what arrived meanwhile waits to be read.
+_LAST_LOOK: Final = 0.25
+# A timer that fires this many seconds late shows that the event loop was blocked.
+_BLOCKED: Final = 1.0
+# How often a connection that is not trusted looks whether its deliveries can be relied on, as a part of stable_after.
+_LOOKS: Final = 4
 
 
 class EndReason(enum.Enum):
@@ -108,34 +117,49 @@ class Shared:
         if gaps:
             self.on_gaps(gaps)
 
+    def try_admit(self, event: Event, generation: int, now: Moment, *, apart: bool = False) -> bool:
+        """Admit an event, in one step with its place in the buffer; False if there is no space for it.
+
+        Everything is looked at again after a wait: another connection may have
+        brought the event meanwhile, and admission may have ended. No
+        checkpoint.
+
+        Args:
+            event: the event.
+            generation: the connection that brought it.
+            now: when it did.
+            apart: that connection has ended.
+        """
+        ledger, intake = self.ledger, self.intake
+        if ledger.knows(event.id):
+            if not apart:
+                ledger.repeat(generation, event.id, event.cursor, now)
+            return True
+        if intake.closed:
+            return True
+        wanted = not self.filters or self.wants(event)
+        if wanted and not intake.has_room(event.size):
+            return False
+        gaps: list[Gap] = []
+        if apart:
+            entry = ledger.admit_apart(event.id)
+        else:
+            entry, gaps = ledger.admit(generation, event.id, event.cursor, now)
+        self.received += 1
+        if wanted:
+            intake.put(event, entry)
+        else:
+            self.filtered += 1
+            intake.settle(event, entry)
+        if gaps:
+            self.tell(gaps)
+        return True
+
     def wants(self, event: Event) -> bool:
         """Tell whether the program asked for an event like this one."""
         if self.event_types is not None and event.type not in self.event_types:
             return False
         return self.workflow_ids is None or event.workflow_id is None or event.workflow_id in self.workflow_ids
-
-
-class Hold:
-    """Events of a connection on trial, kept back until it is known what they are worth. Bounded as the buffer is."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self.events: deque[Event] = deque()
-        self._bytes = 0
-
-    def put(self, event: Event) -> None:
-        self.events.append(event)
-        self._bytes += event.size
-
-    def take(self) -> Event:
-        event = self.events.popleft()
-        self._bytes -= event.size
-        return event
-
-    @property
-    def full(self) -> bool:
-        settings = self._settings
-        return len(self.events) >= settings.max_buffered_events or self._bytes >= settings.max_buffered_bytes
 
 
 class Connection:
@@ -145,8 +169,8 @@ class Connection:
         shared: what every generation works with.
         generation: its number.
         promised: False if the server announced that it does not resume.
-        hold: where its events go while it is on trial; it subscribes without
-            a cursor then.
+        hold: where its events go if it is a probe, which subscribes without
+            the cursor.
         on_confirmed: called when it is confirmed.
     """
 
@@ -163,7 +187,6 @@ class Connection:
         self.generation = generation
         self._promised = promised
         self._hold = hold
-        self._released = trio.Event()
         self._on_confirmed = on_confirmed
 
         self.cursor: str | None = None
@@ -187,11 +210,19 @@ class Connection:
         self.resume_supported: bool | None = None
         self.events = 0
         """Events that it delivered, the repeated and the held ones included."""
+        self.spoke = trio.Event()
+        """Set by its first event."""
         self.admitted = 0
+        """New events that it delivered."""
+        self.renew_at = math.inf
+        """When it has reached its maximum age, on Trio's clock."""
 
         self._life = trio.CancelScope()
         self._heartbeat = trio.CancelScope()
         self._why_retired = ""
+        self._retire_left: float | None = None
+        self._retire_by_force = False
+        self._retired_unread = False
         self._confirmed_at = 0.0
         self._waited = 0.0
         self._pauses = 0
@@ -201,41 +232,37 @@ class Connection:
         # Until this time a frame need not move the heartbeat's deadline.
         self._far_enough = 0.0
         self._progress = 0
+        self._is_confirmed = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.generation}, {self.end or 'open'}>"
 
     # ---- from outside ------------------------------------------------------------------------------------------
 
-    def retire(self, why: str, *, at: float) -> None:
-        """End it at *at*, on Trio's clock, when what it has already received is read out."""
+    def retire(self, why: str, *, after: float, force: bool = False) -> None:
+        """End it after a time, in seconds, when what it has already received was read.
+
+        Time in which it waits for its own program does not count, or a slow
+        program would lose what waits to be read; except with *force*.
+        """
         self._why_retired = why
-        self._life.deadline = at + DRAIN_READ
+        self._retire_left = None
+        if self._pauses and not force:
+            self._retire_left = after + DRAIN_READ
+        else:
+            self._life.deadline = trio.current_time() + after + DRAIN_READ
+        self._retire_by_force = force
 
     def spare(self) -> None:
         """Take a retirement that is not due yet back."""
+        self._why_retired = ""
+        self._retire_left = None
         self._life.deadline = math.inf
 
     @property
     def retiring(self) -> bool:
         """Whether `retire` was called."""
-        return self._life.deadline != math.inf
-
-    async def release(self, hold: Hold, *, relied_on: bool) -> None:
-        """Admit what was held on trial, in order; then whatever comes, if it was this connection's trial.
-
-        Args:
-            hold: what was held.
-            relied_on: False if another connection leads; the cursors of what
-                was held then mean nothing.
-        """
-        while hold.events:
-            # Taken only when it is admitted: being cancelled here loses nothing that was admitted.
-            await self._admit(hold.events[0], use_cursor=relied_on)
-            hold.take()
-        if self._hold is hold:
-            self._hold = None
-            self._released.set()
+        return bool(self._why_retired)
 
     # ---- life --------------------------------------------------------------------------------------------------
 
@@ -248,6 +275,7 @@ class Connection:
         """
         shared = self._shared
         settings = shared.settings
+        mark = shared.ledger.mark()
         try:
             token = await shared.http.fetch_token()
             await shared.enter_team(token.team_id)
@@ -260,22 +288,24 @@ class Connection:
             ) as socket:
                 self.cursor = shared.ledger.open(
                     self.generation,
-                    shared.reporter.wall_clock(),
+                    mark=mark,
                     promised=self._promised,
                     with_cursor=self._hold is None,
                 )
-                last_life = shared.reporter.wall_clock()
+                age = settings.max_connection_age * shared.rng.uniform(1 - _AGE_JITTER, 1)
+                self.renew_at = trio.current_time() + age
                 try:
                     await self._subscribe(socket, token.team_id)
                     shared.reporter.publish(Subscribed, generation=self.generation, cursor=self.cursor)
                     task_status.started()
                     self.end = End(EndReason.LEFT)
                     self.end = await self._serve(socket)
-                    last_life = self._last_life()
                 finally:
-                    # No checkpoint in here: it is read no more, and whoever waits for that goes on.
+                    # No checkpoint here: tasks waiting on `ended` must see the ledger updated.
                     self.ended.set()
-                    shared.tell(shared.ledger.ended(self.generation, last_life))
+                    shared.tell(
+                        shared.ledger.ended(self.generation, shared.reporter.moment(), unread=self._retired_unread)
+                    )
                     if self.end is not None and self.end.reason is not EndReason.LEFT:
                         self._tell_end(self.end)
         finally:
@@ -297,44 +327,63 @@ class Connection:
         end: End | None = None
         with self._life:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_stability)
-                self._last_frame = trio.current_time()
-                self._heartbeat.deadline = self._last_frame + self._shared.settings.heartbeat_timeout
-                with self._heartbeat:
-                    end = await self._read(socket)
+                nursery.start_soon(self._watch)
+                end = await self._read_while_alive(socket)
                 nursery.cancel_scope.cancel(reason="the connection has ended")
         if end is not None:
             return end
-        if self._life.cancelled_caught:
-            return End(EndReason.RETIRED, self._why_retired)
-        return End(EndReason.SILENT, f"{self._shared.settings.heartbeat_timeout:g} s")
+        return End(EndReason.RETIRED, self._why_retired)
+
+    async def _read_while_alive(self, socket: Socket) -> End:
+        """Read until the connection ends, or no frame has come within ``heartbeat_timeout``."""
+        timeout = self._shared.settings.heartbeat_timeout
+        self._last_frame = trio.current_time()
+        self._heartbeat.deadline = self._last_frame + timeout
+        looked_after: float | None = None
+        while True:
+            with self._heartbeat:
+                return await self._read(socket)
+            if self._last_frame == looked_after:
+                return End(EndReason.SILENT, f"{timeout:g} s")
+            # Expired. The event loop may have been blocked: look at the socket once before the connection is given up.
+            now = trio.current_time()
+            late = now - self._heartbeat.deadline
+            if late >= _BLOCKED:
+                self._shared.reporter.publish(EventLoopBlocked, generation=self.generation, seconds=late)
+            looked_after = self._last_frame
+            self._far_enough = 0.0
+            self._heartbeat = trio.CancelScope(deadline=now + _LAST_LOOK)
 
     async def _read(self, socket: Socket) -> End:
-        shared, heartbeat = self._shared, self._heartbeat
+        shared = self._shared
+        reporter, ledger = shared.reporter, shared.ledger
         timeout = shared.settings.heartbeat_timeout
         slack = timeout * _HEARTBEAT_SLACK
-        confirmed = False
         while True:
             try:
                 message = await socket.receive()
             except SocketEnded as exc:
                 return _end_of(exc)
-            now = self._last_frame = trio.current_time()
+            moment = reporter.moment()
+            now = self._last_frame = moment[1]
+            ledger.last_life = moment[0]
             self._progress = 0
             if now > self._far_enough:
-                heartbeat.deadline = now + timeout + slack
+                self._heartbeat.deadline = now + timeout + slack
                 self._far_enough = now + slack
-            if not confirmed:
-                confirmed = True
-                self._confirm(now)
+            if not self._is_confirmed:
+                self._is_confirmed = True
+                self._confirm(moment)
             frame = decode(message)
             del message  # a large one is not kept for the time that its event waits
             if isinstance(frame, Event):
                 self.events += 1
-                if self._hold is not None:
-                    await self._keep(frame)
-                elif not self._try_admit(frame, frame.cursor):
-                    await self._admit(frame)
+                if self.events == 1:
+                    self.spoke.set()
+                if self._hold is not None and not self._hold.released.is_set():
+                    await self._keep(frame, self._hold, moment)
+                elif not self._try_admit(frame, moment):
+                    await self._admit(frame, moment)
                 del frame
             elif isinstance(frame, DrainNotice):
                 self._drain(frame, now)
@@ -345,8 +394,9 @@ class Connection:
             else:
                 assert isinstance(frame, Heartbeat)
 
-    def _confirm(self, now: float) -> None:
-        self._confirmed_at = now
+    def _confirm(self, now: Moment) -> None:
+        self._confirmed_at = now[1]
+        self._shared.ledger.live(self.generation, now)
         self.confirmed.set()
         reporter = self._shared.reporter
         older = tuple(c.generation for c in reporter.status.connections if c.generation < self.generation)
@@ -355,9 +405,9 @@ class Connection:
 
     def _drain(self, notice: DrainNotice, now: float) -> None:
         if self.draining.is_set():
-            return  # once is enough: a repeated notice must not put the heir off
+            return  # Ignore repeats: they must not postpone the replacement.
         advice = DEFAULT_ADVICE if notice.advice is None else min(max(notice.advice, MIN_ADVICE), MAX_ADVICE)
-        # Upwards only: the server asked to be left alone for so long.
+        # Jitter only upwards: never reconnect before the server's delay.
         delay = min(advice * (1 + self._shared.rng.uniform(0, _ADVICE_JITTER)), MAX_ADVICE)
         self.heir_due = now + delay
         self.resume_supported = notice.resume_supported
@@ -380,53 +430,33 @@ class Connection:
 
     # ---- events ------------------------------------------------------------------------------------------------
 
-    async def _admit(self, event: Event, *, use_cursor: bool = True) -> None:
-        """Admit an event as soon as there is room."""
-        cursor = event.cursor if use_cursor else None
-        while not self._try_admit(event, cursor):
+    async def _admit(self, event: Event, arrived: Moment) -> None:
+        """Admit an event as soon as there is space."""
+        while True:
             with self._suspended():
                 await self._shared.intake.wait_room(event.size)
+            # The time at which it came, on the clock of a connection that stood still since.
+            if self._try_admit(event, (arrived[0], trio.current_time())):
+                return
 
-    def _try_admit(self, event: Event, cursor: str | None) -> bool:
-        """Admit an event, in one step with its place in the buffer; False if there is no room for it.
-
-        Everything is looked at again after a wait: another connection may have
-        brought the event meanwhile, and admission may have ended.
-        """
+    def _try_admit(self, event: Event, now: Moment) -> bool:
         shared = self._shared
-        ledger, intake = shared.ledger, shared.intake
-        if ledger.knows(event.id):
-            ledger.repeat(self.generation, event.id, cursor)
-            return True
-        if intake.closed:
-            return True
-        wanted = not shared.filters or shared.wants(event)
-        if wanted and not intake.has_room(event.size):
-            return False
-        entry, gaps = ledger.admit(self.generation, event.id, cursor)
-        self.admitted += 1
-        shared.received += 1
-        if wanted:
-            intake.put(event, entry)
-        else:
-            shared.filtered += 1
-            intake.settle(event, entry)
-        if gaps:
-            shared.tell(gaps)
-        return True
+        received = shared.received
+        admitted = shared.try_admit(event, self.generation, now)
+        self.admitted += shared.received - received
+        return admitted
 
-    async def _keep(self, event: Event) -> None:
-        hold = self._hold
-        assert hold is not None
+    async def _keep(self, event: Event, hold: Hold, arrived: Moment) -> None:
+        """Hold an event of a probe, or wait until the hold is released if it is full."""
         if hold.full:
-            # It has shown that it lives. Reading goes on when the trial is over.
+            # The probe has shown that the server is well. It is read again when the hold is released.
             self.lasting.set()
             with self._suspended():
-                await self._released.wait()
-        if self._hold is None:
-            await self._admit(event)
-        else:
-            hold.put(event)
+                await hold.released.wait()
+        if not hold.released.is_set():
+            hold.put(self.generation, event)
+        elif not self._try_admit(event, (arrived[0], trio.current_time())):
+            await self._admit(event, arrived)
 
     # ---- clocks ------------------------------------------------------------------------------------------------
 
@@ -434,19 +464,26 @@ class Connection:
         return _Suspended(self)
 
     def pause_clocks(self) -> None:
-        """Stop the clocks of heartbeat and stability: it is we who do not read."""
+        """Suspend the timers of heartbeat, stability and retirement while we are not reading."""
         if not self._pauses:
-            self._waiting_since = trio.current_time()
+            now = self._waiting_since = trio.current_time()
             self._heartbeat.deadline = self._far_enough = math.inf
+            if self.retiring and not self._retire_by_force:
+                self._retire_left = max(self._life.deadline - now, DRAIN_READ)
+                self._life.deadline = math.inf
         self._pauses += 1
 
-    def resume_clocks(self) -> None:
-        """Start the clocks again."""
+    def resume_clocks(self, *, interrupted: bool) -> None:
+        """Start the timers again. *interrupted*: while we were not reading, the connection was ended."""
         self._pauses -= 1
         if self._pauses:
             return
+        self._retired_unread = interrupted
         now = trio.current_time()
-        self._waited += now - self._waiting_since
+        self._count_as_waited(now - self._waiting_since)
+        if self._retire_left is not None:
+            self._life.deadline = now + self._retire_left
+            self._retire_left = None
         self._heartbeat.deadline = now + self._shared.settings.heartbeat_timeout
         self._far_enough = 0.0
         self._last_frame = now
@@ -469,25 +506,40 @@ class Connection:
         if self._heartbeat.deadline - now < timeout and not self._pauses:
             self._heartbeat.deadline = max(self._heartbeat.deadline, min(now + timeout, limit))
 
+    def _count_as_waited(self, seconds: float) -> None:
+        self._waited += seconds
+        self._shared.ledger.waited(self.generation, seconds)
+
     @trio.lowlevel.enable_ki_protection
-    async def _watch_stability(self) -> None:
+    async def _watch(self) -> None:
+        """Watch for when the connection is stable, and for when the ledger can rely on what it delivered."""
+        shared = self._shared
+        ledger, interval = shared.ledger, shared.settings.stable_after / _LOOKS
         await self.confirmed.wait()
-        while True:
+        next_look = trio.current_time() + interval
+        while not (self.stable and ledger.trusts(self.generation)):
             if self._pauses:
                 await self._resumed.wait()
                 continue
-            left = self._confirmed_at + self._waited + self._shared.settings.stable_after - trio.current_time()
-            if left <= 0:
-                break
-            await trio.sleep(left)
-        self.stable = True
-        self.lasting.set()
-        self._shared.reporter.publish(Stable, generation=self.generation)
-        self._shared.tell(self._shared.ledger.stable(self.generation))
-
-    def _last_life(self) -> datetime:
-        silence = trio.current_time() - self._last_frame
-        return self._shared.reporter.wall_clock() - timedelta(seconds=max(silence, 0))
+            stable_at = math.inf if self.stable else self._confirmed_at + self._waited + shared.settings.stable_after
+            due = min(stable_at, next_look)
+            await trio.sleep_until(due)
+            now = trio.current_time()
+            if self._pauses:
+                continue
+            if now - due >= max(_BLOCKED, interval):
+                # The event loop was blocked: what arrived meanwhile is read first, and that time shows nothing.
+                self._count_as_waited(now - due)
+                next_look = now + interval
+                continue
+            if not self.stable and now >= self._confirmed_at + self._waited + shared.settings.stable_after:
+                self.stable = True
+                self.lasting.set()
+                shared.reporter.publish(Stable, generation=self.generation)
+                next_look = now
+            if now >= next_look:
+                next_look = now + interval
+                shared.tell(ledger.tick(self.generation, shared.reporter.moment()))
 
 
 class _Suspended:
@@ -501,8 +553,10 @@ class _Suspended:
     def __enter__(self) -> None:
         self._connection.pause_clocks()
 
-    def __exit__(self, *_exc: object) -> None:
-        self._connection.resume_clocks()
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection.resume_clocks(interrupted=kind is not None)
 
 
 def _end_of(exc: SocketEnded) -> End:

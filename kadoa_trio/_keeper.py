@@ -12,8 +12,8 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from ._errors import CursorStoreError, OwnershipLostError
-from ._ledger import Gap, Ledger, Position
-from ._notices import PositionNotSaved, PositionSaved, Reporter, Resumed
+from ._ledger import Ledger, Position
+from ._notices import FirstStart, PositionNotSaved, PositionSaved, Reporter, Resumed
 from ._settings import LIFE_INTERVAL, SAVE_INTERVAL, SAVE_RETRIES, SAVE_TIMEOUT
 from ._stores import CursorSession, CursorStore
 
@@ -42,7 +42,6 @@ class Keeper:
         self._on_saved = on_saved
         self._session: CursorSession | None = None
         self._opened = trio.Event()
-        self._began = reporter.wall_clock()
         self._saved_count = 0
         self._saved: Position | None = None
         self._wake = trio.Event()
@@ -66,12 +65,10 @@ class Keeper:
 
     def position(self) -> Position:
         """Return the position as it is now."""
-        reporter = self._reporter
-        live = any(connection.live for connection in reporter.status.connections)
-        return self._ledger.settled_position(reporter.wall_clock() if live else None)
+        return self._ledger.settled_position(self._reporter.moment())
 
-    async def open(self, team: str) -> list[Gap]:
-        """Become the owner and take the saved position up; without one, leave a first, and return the gap of that.
+    async def open(self, team: str) -> None:
+        """Become the owner and resume from the saved position; without one, save a first one.
 
         Before anything is subscribed to: a crash at any time after that finds
         a position, and so knows since when events may be missing.
@@ -82,17 +79,16 @@ class Keeper:
         session = await self._guarded(self._store.open, team, self._consumer)
         self._session = session
         position = await self._guarded(session.load)
-        gaps: list[Gap] = []
         if position is None:
-            gaps.append(self._ledger.first_start(self._began, self._reporter.wall_clock()))
+            self._ledger.note_start(self._reporter.moment())
             self._ledger.team = team
-            await self._guarded(session.save, self._ledger.settled_position(self._reporter.wall_clock()))
+            await self._guarded(session.save, self.position())
+            self._reporter.publish(FirstStart, consumer=self._consumer)
         else:
             self._ledger.restore(position)
             self._ledger.team = team
             self._reporter.publish(Resumed, cursor=position.cursor, last_life=position.last_life)
         self._opened.set()
-        return gaps
 
     async def run(self) -> None:
         """Save whenever something has changed, until cancelled.

@@ -1,4 +1,4 @@
-"""What was received, what was handed out, and where to go on: the client's memory.
+"""What was received, what was handed out, and where to resume: the client's memory.
 
 Sans-I/O: no Trio, no clock, no randomness. Times come in as arguments and go
 out in what is reported.
@@ -6,26 +6,38 @@ out in what is reported.
 Two questions are answered here, and they are not the same one:
 
 *Where does the next connection resume?* At the **resume cursor**. It follows
-one connection only, the **leader**: the oldest one still read of those that
-are *proved*. A connection is proved when it opened without a cursor and
-nothing came before it (it has no replay that could be incomplete), or when it
-is *stable*: then its replay is over. Until a connection leads, what it
-delivers is **ahead** of the resume cursor: handed out, remembered, and not
-relied on. An heir that cannot resume delivers e14 while the old connection
-still owes e11 to e13, and a server may send live events before the replay
-(nobody has documented that it does not): a cursor that followed either would
-step over events that only a resumption can bring.
+one connection, the **leader**: the oldest one that is still read. A leader is
+followed event by event only when it is **trusted**: it opened when nothing
+came before it, so that it has no replay that could be incomplete, or its
+replay is known to be over. What another connection delivers, and what a
+leader that is not trusted delivers, is **ahead** of the resume cursor: handed
+out, remembered, and not relied on. A replacement that cannot resume delivers
+e14 while the old connection still owes e11 to e13, and a server may send live
+events before and between the parts of a replay: a cursor that followed them
+would step over events that only a resumption can bring.
 
-*Did the stream go on without a hole?* That is settled when a connection takes
-the lead. It has *joined* the old leader when both delivered the same id: the
-one was in order up to it, the other is from there on, at once or by the end of
-its replay. One that was asked to resume is believed without that, unless it
-shows otherwise: another connection delivered events past the cursor, and it
-brought new ones but none of those. Everything else is a `Gap`.
+What a leader that is not trusted delivers moves the resume cursor
 
-A shared id proves that nothing is missing in the end, not that nothing is
-missing now (e11 from the replay, e14 live, e12 still to come). So it closes
-the question of the gap and does not move the cursor.
+* at once, where the event is **older than the subscription**, so that it is a
+  part of the replay, and everything before it in the stream was replayed
+  before it: its cursor is not after the newest one that was known when the
+  attempt began; or the cursors of the connection step back to it; or, with
+  opaque cursors, its id was admitted before the attempt began. Each of these
+  also shows that the replay still goes on, and starts the waits again;
+* after `MATURE_AFTER` seconds of reading in which no later event has stepped
+  back behind it (comparable cursors only);
+* when the connection becomes trusted: after `TRUST_FACTOR` times as long
+  without any sign of a replay.
+
+*Did the stream go on without a hole?* That is decided when a connection leads
+and has shown no sign of a replay for the shorter wait. It has *joined* the
+line of the leader before it when both delivered the same id, or when it
+replays: the one was in order up to it, the other is from there on. One that
+was asked to resume is believed without that, unless it shows otherwise:
+another connection delivered events past the cursor, and it brought new ones
+but none of those. Everything else is a `Gap`. A shared id proves that nothing
+is missing in the end, not that nothing is missing now. So it closes the
+question of the gap and does not move the cursor.
 """
 
 from __future__ import annotations
@@ -34,28 +46,45 @@ import enum
 import json
 from collections import deque
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 import attrs
+
+from ._cursors import CursorKey, cursor_key
 
 RECENT_IDS = 1_000
 """How many of the newest settled ids go with a position: a replay may be inclusive, or start earlier than asked."""
 MAX_GAPS = 100
 """How many gaps are kept; the count goes on."""
-_VERSION = 1
-_FROM_LOG = -1
+MATURE_AFTER: Final = 10.0
+"""Default time of reading, in seconds, after which a step back behind an event is no longer expected."""
+TRUST_FACTOR: Final = 6
+"""A replay is known to be over after this many times that time without a sign of it: 60 s by default.
+
+More than once that time, because a replay that comes in pages shows itself only when a page follows a live event.
+"""
+_VERSION: Final = 1
+_FROM_LOG: Final = -1
 """Stands where a connection's number would, for what was taken from the notification log."""
+_RESTORED: Final = 0
+"""The same, for what an earlier run has settled."""
+
+Moment = tuple[datetime, float]
+"""A time on both clocks: the wall's, aware, and a monotonic one, in seconds."""
+_Stood = tuple[datetime, float | None]
+"""A `Moment`; without its second part when it is of an earlier process."""
 
 
 class GapReason(enum.Enum):
     """Why continuity could not be proved."""
 
-    FIRST_START = "the store had no position of an earlier run"
     NO_CURSOR = "there was no cursor to resume from"
     NOT_PROMISED = "the server announced that it does not resume"
     NOT_REPLAYED = "the server took the cursor and did not replay"
     CURSOR_DROPPED = "the server kept refusing the cursor"
     UNPROVED = "no connection lived long enough to be relied on"
+    UNREAD = "a connection was closed while events on it were not read"
 
 
 @attrs.frozen(kw_only=True)
@@ -63,9 +92,12 @@ class Gap:
     """A span of time in which events may have been missed."""
 
     since: datetime | None
-    """The last sign of life of the stream before it; None when there was none in this process."""
+    """When the resume cursor stood, by this machine's clock: never later than the loss. None when nothing came before.
+
+    Where the clock was set meanwhile, the earlier reading counts.
+    """
     until: datetime
-    """When the connection that goes on was opened."""
+    """When the connection that continues the stream had its first frame; never before `since`."""
     reason: GapReason
     """Why the client cannot exclude a loss."""
     cursor: str | None = None
@@ -88,8 +120,13 @@ class Position:
     """Ids that were settled and that a resumption from `cursor` may bring again, oldest first."""
     recent: tuple[str, ...] = ()
     """The newest settled ids besides, at most 1,000, since a replay may start earlier than asked."""
+    cursor_at: datetime | None = None
+    """When `cursor` stood, by this machine's clock: events after that time may be missing where nothing is replayed.
+
+    Without a cursor, the time of the last settled event, or of the first start.
+    """
     last_life: datetime | None = None
-    """When the server last gave a sign of life."""
+    """When the last frame came from the server."""
     gaps: tuple[Gap, ...] = ()
     """Possible gaps that nothing has closed, oldest first, at most 100."""
 
@@ -100,6 +137,7 @@ class Position:
                 "version": _VERSION,
                 "team": self.team,
                 "cursor": self.cursor,
+                "cursor_at": _write_time(self.cursor_at),
                 "last_life": _write_time(self.last_life),
                 "gaps": [
                     {
@@ -133,6 +171,7 @@ class Position:
                 cursor=_text(data["cursor"]),
                 settled=_texts(data["settled"]),
                 recent=_texts(data["recent"]),
+                cursor_at=_read_time(data.get("cursor_at")),
                 last_life=_read_time(data["last_life"]),
                 gaps=tuple(map(_read_gap, data["gaps"])),
             )
@@ -206,13 +245,15 @@ class Entry:
     seq: int
     id: str | None
     cursor: str | None
-    """The resume cursor as it stood after this entry."""
+    """The resume cursor as it stood after this entry, if this entry moved it."""
+    at: _Stood | None
+    """Since when events may be missing if nothing is replayed from that cursor."""
     moved: bool
-    """Whether this entry moved it."""
+    """Whether this entry moved the resume cursor."""
     generation: int
     line: _Line
     ahead: bool = False
-    """Delivered by a connection that does not lead, and not yet by one that does."""
+    """Delivered by a connection that is not followed, and not yet by one that is."""
     covered: int = 0
     """For an entry that was ahead: the entry whose cursor covers it."""
     settled: bool = False
@@ -227,27 +268,57 @@ class _Tail:
     """Where the settled position stands."""
 
     cursor: str | None = None
+    at: _Stood | None = None
     pins: dict[str, None] = attrs.field(factory=dict)
     """Ids passed since that cursor stood."""
     late_pins: dict[str, int] = attrs.field(factory=dict)
     """The same, covered only by the entry of this number."""
+    next_cover: float = 0
+    """No late pin is covered by an entry before this one."""
 
     def take(self, entry: Entry) -> None:
         """Pass an entry."""
         if entry.moved:
-            self.cursor = entry.cursor
-            self.pins.clear()
-            if self.late_pins:
+            self.cursor, self.at = entry.cursor, entry.at
+            if self.pins:
+                self.pins.clear()
+            if self.late_pins and entry.seq >= self.next_cover:
                 self.late_pins = {i: seq for i, seq in self.late_pins.items() if seq > entry.seq}
-        elif entry.id is None or entry.ahead:
-            pass
+                self.next_cover = min(self.late_pins.values(), default=0)
+        elif entry.id is None or entry.ahead or self.cursor is None:
+            pass  # without a cursor nothing can be replayed, so that no id needs to be known
         elif entry.covered:
-            self.late_pins[entry.id] = entry.covered
+            self.pin_until(entry.id, entry.covered)
         else:
             self.pins[entry.id] = None
 
+    def pin_until(self, event_id: str, covered: int) -> None:
+        """Keep an id until the entry of number *covered* is passed."""
+        self.next_cover = min(self.next_cover, covered) if self.late_pins else covered
+        self.late_pins[event_id] = covered
+
     def copy(self) -> _Tail:
-        return _Tail(self.cursor, dict(self.pins), dict(self.late_pins))
+        return _Tail(self.cursor, self.at, dict(self.pins), dict(self.late_pins), self.next_cover)
+
+
+@attrs.frozen
+class Mark:
+    """What was known when an attempt began: whatever was admitted by then is older than the subscription."""
+
+    seq: int
+    key: CursorKey | None
+
+
+@attrs.frozen
+class _Delivered:
+    """What a connection that is not followed has delivered ahead of the resume cursor."""
+
+    at: Moment
+    clock: float
+    """The connection's own clock then: it stands still while the connection does not read."""
+    entry: Entry
+    cursor: str | None
+    key: CursorKey | None
 
 
 @attrs.define(eq=False)
@@ -255,27 +326,64 @@ class _Source:
     """A connection, as the ledger sees it."""
 
     generation: int
-    opened_at: datetime
+    mark: Mark
+    cursor_key: CursorKey | None
+    """What the cursor that it subscribed with is compared by."""
+    resumes: bool
+    """It subscribed with the resume cursor."""
     asked: bool
-    """It subscribed with the resume cursor, and the server did not announce that this is useless."""
+    """The same, and the server did not announce that this is useless."""
     unasked_because: GapReason
     baseline: int
     """The admission list's number at the cursor that it subscribed with."""
     admitted_before: int
     """How many events had been admitted when that cursor stood."""
+    opaque: bool
+    """Its cursors cannot be compared."""
+    held: bool
+    """It must not lead: it subscribed without the cursor, to find out whether the server is well."""
     line: _Line = attrs.field(factory=_Line)
-    on_trial: bool = False
-    """It must not take the lead: whether the cursor is worth anything is just being found out."""
+    first: Moment | None = None
+    """Its first frame."""
+    waited: float = 0.0
+    """How long it has not read, in seconds."""
+    trusted: bool = False
+    """Its replay is known to be over."""
+    decided: bool = False
+    """Whether it has continued the stream without a hole was found out, or reported."""
     replays: bool = False
-    """It has repeated an event past the cursor that it subscribed with."""
+    """It has delivered a part of the replay past the cursor that it subscribed with."""
     admitted: int = 0
     by_newer: int = 0
     """Events that newer connections brought: it does not owe them, they may come to it later."""
-    stable: bool = False
     doubted: bool = False
     """It leads, but has not repeated what it owes: its next event decides."""
-    last_ahead: Entry | None = None
-    last_ahead_cursor: str | None = None
+    # Its replay: how far it is known to have come, and when it last showed itself, on the connection's clock.
+    replayed_key: CursorKey | None = None
+    replayed_seq: int = 0
+    replayed: _Delivered | None = None
+    last_sign: float = 0.0
+    top: CursorKey | None = None
+    """The newest cursor that it delivered."""
+    last: Moment | None = None
+    """When it last delivered an event with a cursor."""
+    trail: deque[_Delivered] = attrs.field(factory=deque)
+    """What it delivered ahead and is not yet relied on, in its order. Comparable cursors ascend in it."""
+    trail_ids: set[str] = attrs.field(factory=set)
+
+    def clock(self, now: Moment) -> float:
+        """Return the time that it has been reading, in seconds from an arbitrary point."""
+        return now[1] - self.waited
+
+    def take_trail(self, count: int) -> list[_Delivered]:
+        """Take the oldest *count* deliveries out of the trail."""
+        taken = [self.trail.popleft() for _ in range(count)]
+        for one in taken:
+            assert one.entry.id is not None
+            self.trail_ids.discard(one.entry.id)
+            if one.key is not None and (self.replayed_key is None or one.key > self.replayed_key):
+                self.replayed_key = one.key
+        return taken
 
 
 class Ledger:
@@ -285,28 +393,39 @@ class Ledger:
         window: how many ids are remembered, at least. What is unsettled is
             never forgotten.
         position: where an earlier run stood, if this one resumes.
+        mature_after: how long a connection must have been read, in seconds,
+            until a step back behind what it delivered is no longer expected.
     """
 
-    def __init__(self, window: int, position: Position | None = None) -> None:
+    def __init__(self, window: int, position: Position | None = None, *, mature_after: float = MATURE_AFTER) -> None:
         self._window = window
+        self._mature_after = mature_after
         self._seq = 0
         self._admitted = 0
         self._ids: dict[str, Entry] = {}
+        # The same, oldest first. A dict that loses its first items is walked from its beginning for each of them.
+        self._order: deque[Entry] = deque()
         self._sources: dict[int, _Source] = {}
         # The lead. `_line` is what is known to be whole: the leader's, or the last leader's.
         self._line: _Line | None = None
         self._leader: _Source | None = None
-        self._last_life: datetime | None = None
-        # The resume cursor, and where the list stood when it came.
+        # What the next connection that leads must show, because the one before left it open.
+        self._unpromised = False
+        self._unread = False
+        # The resume cursor, since when events after it may be missing, and where the list stood when it came.
         self._cursor: str | None = None
+        self._cursor_at: _Stood | None = None
         self._cursor_seq = 0
         self._cursor_admitted = 0
+        self._top: CursorKey | None = None
         # The settled position. `_pending` begins with the oldest unsettled entry.
         self._pending: deque[Entry] = deque()
         self._tail = _Tail()
         self._ahead: dict[str, Entry] = {}
         self._recent: deque[str] = deque(maxlen=RECENT_IDS)
         self._gaps: deque[Gap] = deque(maxlen=MAX_GAPS)
+        self.last_life: datetime | None = None
+        """When the last frame came, by the wall clock; the connections set it."""
         self.gap_count: int = 0
         """How many possible gaps were found in all, those of the position included."""
         self.repeated: int = 0
@@ -319,10 +438,12 @@ class Ledger:
             self.restore(position)
 
     def restore(self, position: Position) -> None:
-        """Go on where an earlier run stood. Before the first connection only."""
+        """Resume where an earlier run stood. Before the first connection only."""
         self.team = position.team
         self._cursor = self._tail.cursor = position.cursor
-        self._last_life = position.last_life
+        stood = position.cursor_at or position.last_life
+        self._cursor_at = self._tail.at = None if stood is None else (stood, None)
+        self.last_life = position.last_life
         self._gaps.extend(position.gaps)
         self.gap_count = len(position.gaps)
         self._line = _Line()
@@ -333,21 +454,23 @@ class Ledger:
         self._cursor_admitted = self._admitted
         for event_id in position.settled:
             self._admitted += 1
-            self._remember(event_id)
-            self._tail.pins[event_id] = None
+            entry = self._remember(event_id)
+            if self._cursor is not None:
+                entry.ahead = True
+                self._ahead[event_id] = entry
 
-    def _remember(self, event_id: str) -> None:
+    def _remember(self, event_id: str) -> Entry:
         assert self._line is not None
         self._seq += 1
-        self._ids[event_id] = Entry(self._seq, event_id, self._cursor, False, 0, self._line, settled=True, passed=True)
+        entry = Entry(self._seq, event_id, None, None, False, _RESTORED, self._line, settled=True, passed=True)
+        self._ids[event_id] = entry
+        self._order.append(entry)
         self._recent.append(event_id)
+        return entry
 
-    def first_start(self, since: datetime, until: datetime) -> Gap:
-        """Record that no earlier run is known of, and return the possible gap that this makes."""
-        gap = Gap(since=since, until=until, reason=GapReason.FIRST_START)
-        self._gaps.append(gap)
-        self.gap_count += 1
-        return gap
+    def note_start(self, at: Moment) -> None:
+        """Record when a program that has no position started: if it crashes before any event, gaps begin then."""
+        self._cursor_at = self._tail.at = at
 
     # ---- connections -------------------------------------------------------------------------------------------
 
@@ -356,124 +479,246 @@ class Ledger:
         """Where the next connection subscribes from."""
         return self._cursor
 
+    def mark(self) -> Mark:
+        """Return what is known now, before an attempt begins; give it to `open`."""
+        keys = [key for key in (cursor_key(self._cursor), self._top) if key is not None]
+        return Mark(self._seq, max(keys, default=None))
+
     def open(
-        self, generation: int, opened_at: datetime, *, promised: bool = True, with_cursor: bool = True
+        self, generation: int, *, mark: Mark | None = None, promised: bool = True, with_cursor: bool = True
     ) -> str | None:
         """Register a connection, and return the cursor that it must subscribe with.
 
         Args:
             generation: its number, larger than every earlier one's.
-            opened_at: the wall time, for reports.
+            mark: what was known when its attempt began; None for now.
             promised: False if the server announced that it does not resume.
-                The cursor is sent all the same: it does no harm.
-            with_cursor: False to subscribe without one, and on trial.
+                The cursor is sent anyway: it does no harm. The announcement
+                counts until a connection has taken the lead after it.
+            with_cursor: False to subscribe without one. The connection leads
+                only after `drop_cursor` then.
         """
         cursor = self._cursor if with_cursor else None
-        reason = GapReason.NOT_PROMISED if cursor is not None else GapReason.NO_CURSOR
+        key = cursor_key(cursor)
+        if cursor is not None and not promised:
+            self._unpromised = True
         source = _Source(
             generation,
-            opened_at,
-            asked=cursor is not None and promised,
-            unasked_because=reason,
+            mark or self.mark(),
+            key,
+            resumes=cursor is not None,
+            asked=cursor is not None and not self._unpromised,
+            unasked_because=GapReason.NOT_PROMISED if cursor is not None else GapReason.NO_CURSOR,
             baseline=self._cursor_seq if cursor is not None else self._seq + 1,
             admitted_before=self._cursor_admitted,
-            on_trial=not with_cursor and self._cursor is not None,
+            opaque=cursor is not None and key is None,
+            held=not with_cursor and self._cursor is not None,
         )
         self._sources[generation] = source
         if self._line is None and self._cursor is None:
             # Nothing came before, and there is no replay that could be incomplete.
             self._line = source.line
             self._leader = source
+            source.decided = source.trusted = True
+        elif self._leader is None:
+            self._elect()
         return cursor
 
-    def stable(self, generation: int) -> list[Gap]:
-        """Record that a connection's replay is over; return the possible gaps that this brings to light."""
+    def live(self, generation: int, now: Moment) -> None:
+        """Record a connection's first frame."""
         source = self._sources[generation]
-        source.stable = True
-        return self._succeed()
+        source.first = now
+        source.last_sign = source.clock(now)
+        if self._cursor_at is None and source is self._leader:
+            self._cursor_at = self._tail.at = now
 
-    def ended(self, generation: int, last_life: datetime) -> list[Gap]:
-        """Record that a connection is read no more; return the possible gaps that this brings to light.
+    def waited(self, generation: int, seconds: float) -> None:
+        """Record that a connection was not read for so long: that time shows nothing about its replay."""
+        self._sources[generation].waited += seconds
+
+    def is_open(self, generation: int) -> bool:
+        """Tell whether a connection is registered, and has not ended."""
+        return generation in self._sources
+
+    def trusts(self, generation: int) -> bool:
+        """Tell whether a connection's replay is known to be over; also for one that has ended."""
+        source = self._sources.get(generation)
+        return source is None or source.trusted
+
+    def tick(self, generation: int, now: Moment) -> list[Gap]:
+        """Take into account that time has passed on a connection, and return the possible gaps that this brings to light.
+
+        To be called every few seconds until the connection is trusted, when
+        everything that has arrived was read.
+        """
+        source = self._sources.get(generation)
+        if source is None or source is not self._leader or source.trusted or source.first is None:
+            return []
+        gaps: list[Gap] = []
+        quiet = source.clock(now) - source.last_sign
+        patience = TRUST_FACTOR * self._mature_after
+        # What it owes may still come in a replay that goes on without showing itself.
+        if not source.decided and quiet >= (patience if self._owes(source) else self._mature_after):
+            gaps = self._decide(source, now)
+        if source.decided:
+            self._mature(source, source.clock(now))
+            if not source.resumes or quiet >= patience:
+                self._trust(source)
+        return gaps
+
+    def ended(self, generation: int, now: Moment, *, unread: bool = False) -> list[Gap]:
+        """Record that a connection is no longer read; return the possible gaps that this brings to light.
 
         Args:
             generation: which one.
-            last_life: when it last delivered anything.
+            now: when.
+            unread: events that it had received may not have been read.
         """
         source = self._sources.pop(generation, None)
-        if source is None:
+        if source is None or source is not self._leader:
             return []
-        # One that joined the last leader carries its stretch on, up to here.
-        whole = source is self._leader or (self._leader is None and source.line.root() is self._whole())
-        if whole and (self._last_life is None or last_life > self._last_life):
-            self._last_life = last_life
-        if source is not self._leader:
-            return []
+        if unread:
+            self._unread = True
         self._leader = None
-        return self._succeed()
+        leader = self._elect()
+        return [] if leader is None else self.tick(leader.generation, now)
 
-    def drop_cursor(self, generation: int) -> list[Gap]:
+    def drop_cursor(self, generation: int, now: Moment) -> list[Gap]:
         """Give the resume cursor up: the server refuses it. *generation*, opened without it, takes the lead.
 
         Returns the possible gap that this makes.
         """
         source = self._sources[generation]
-        source.on_trial = False
-        gap = self._gap(source, GapReason.CURSOR_DROPPED)
+        gap = self._gap(source, GapReason.CURSOR_DROPPED, now)
+        self._step(None)
+        self._lead_by_force(source)
+        return [gap]
+
+    def _lead_by_force(self, source: _Source) -> None:
+        source.held = source.doubted = False
+        source.decided = True
+        self._unpromised = self._unread = False
         self._line = source.line
         self._leader = source
-        self._cover(generation)
-        self._step(None)
-        return [gap]
+        self._trust(source)
 
     def _whole(self) -> _Line | None:
         return None if self._line is None else self._line.root()
 
-    def _succeed(self) -> list[Gap]:
-        """Give the lead to the oldest stable connection, if nobody has it."""
-        if self._leader is not None:
-            return []
-        heir = next((source for source in self._sources.values() if source.stable and not source.on_trial), None)
-        return [] if heir is None else self._take_lead(heir)
+    def _elect(self) -> _Source | None:
+        """Give the lead to the oldest connection; return it."""
+        leader = next((source for source in self._sources.values() if not source.held), None)
+        self._leader = leader
+        if leader is None:
+            return None
+        if leader.trusted:
+            self._trust(leader)  # once more: for what it delivered while another one led
+        elif leader.replayed is not None:
+            one, leader.replayed = leader.replayed, None
+            self._replayed(leader, one)
+        return leader
 
-    def _take_lead(self, heir: _Source, *, forced: bool = False) -> list[Gap]:
+    def _owes(self, source: _Source) -> bool:
+        """Tell whether others have delivered events past its cursor, and it has repeated none of them."""
+        return (
+            source.asked
+            and not source.replays
+            and source.line.root() is not self._whole()
+            and self._admitted - source.admitted_before - source.by_newer > source.admitted
+        )
+
+    def _decide(self, source: _Source, now: Moment) -> list[Gap]:
+        """Decide whether the leader continues the stream without a hole."""
+        source.decided = True
         gaps: list[Gap] = []
-        if forced:
-            gaps.append(self._gap(heir, GapReason.UNPROVED))
-        elif heir.line.root() is not self._whole():
-            owes = not heir.replays and self._admitted - heir.admitted_before - heir.by_newer > heir.admitted
-            if not heir.asked:
-                gaps.append(self._gap(heir, heir.unasked_because))
-            elif owes and heir.admitted:
-                gaps.append(self._gap(heir, GapReason.NOT_REPLAYED))
+        if source.line.root() is not self._whole():
+            owes = self._owes(source)
+            if not source.asked:
+                gaps.append(self._gap(source, source.unasked_because, now))
+            elif self._unread:
+                gaps.append(self._gap(source, GapReason.UNREAD, now))
+            elif owes and source.admitted:
+                gaps.append(self._gap(source, GapReason.NOT_REPLAYED, now))
             elif owes:
-                heir.doubted = True
-        if not heir.doubted:
-            self._line = heir.line
-        self._leader = heir
-        last = heir.last_ahead
-        # Not when an older leader has covered it since: the resume cursor never goes back.
-        covers = last is not None and last.ahead
-        self._cover(heir.generation)
-        if covers and heir.last_ahead_cursor is not None:
-            self._step(heir.last_ahead_cursor)
-        heir.last_ahead = None
+                source.doubted = True
+        if not source.doubted:
+            self._line = source.line
+        self._unpromised = self._unread = False
         return gaps
 
-    def _cover(self, generation: int) -> None:
-        """What this connection, and those before it, delivered ahead is behind the resume cursor from now on."""
-        for entry in [entry for entry in self._ahead.values() if entry.generation <= generation]:
-            self._catch_up(entry)
+    def _gap(self, source: _Source, reason: GapReason, now: Moment) -> Gap:
+        first = source.first or now
+        elapsed = timedelta(seconds=max(now[1] - first[1], 0.0))
+        # Where the clock was set meanwhile, the span is the longer one.
+        until = max(first[0], now[0] - elapsed)
+        stood = self._cursor_at
+        since = None if stood is None else min(_earliest(stood, now), until)
+        gap = Gap(since=since, until=until, reason=reason, cursor=self._cursor)
+        self._gaps.append(gap)
+        self.gap_count += 1
+        self._cursor_at = first  # up to there the gap says it
+        return gap
 
-    def _catch_up(self, entry: Entry) -> None:
+    # ---- the resume cursor, without events ---------------------------------------------------------------------
+
+    def _mature(self, source: _Source, clock: float) -> None:
+        """Rely on what the leader delivered long enough ago, or so many events ago: no step back is expected."""
+        if source.opaque or not source.resumes:
+            return
+        count = 0
+        for number, one in enumerate(source.trail, 1):
+            old = clock - max(one.clock, source.last_sign) >= self._mature_after
+            if not old and len(source.trail) - number < self._window // 4:
+                break
+            if one.key is not None:
+                count = number
+        if not count:
+            return
+        taken = source.take_trail(count)
+        newest = taken[-1]
+        self._cover_all(taken)
+        if self._is_beyond(newest.key):
+            self._step(newest.cursor)
+
+    def _trust(self, source: _Source) -> None:
+        """Follow the leader from now on: its replay is over, and what it delivered is behind the resume cursor."""
+        source.trusted = True
+        last = next((one for one in reversed(source.trail) if one.cursor is not None), None)
+        # Not when an older leader has covered it since: the resume cursor never goes back.
+        moves = last is not None and (
+            last.entry.ahead if source.opaque or not source.resumes else self._is_beyond(last.key)
+        )
+        self._cover_all(source.take_trail(len(source.trail)))
+        for entry in [entry for entry in self._ahead.values() if entry.generation <= source.generation]:
+            self._cover(entry)
+        if last is not None and moves:
+            self._cursor_at = last.at
+            self._step(last.cursor)
+        elif source.last is not None and self._cursor is not None:
+            # The time counts from now on, too: everything up to here was delivered.
+            self._cursor_at = source.last
+            self._step(self._cursor)
+
+    def _is_beyond(self, key: CursorKey | None) -> bool:
+        mine = cursor_key(self._cursor)
+        return key is not None and (mine is None or key > mine)
+
+    def _cover_all(self, delivered: Iterable[_Delivered], covered: int = 0) -> None:
+        for one in delivered:
+            if one.entry.ahead:
+                self._cover(one.entry, covered)
+
+    def _cover(self, entry: Entry, covered: int = 0) -> None:
+        """Put an entry that was ahead behind the resume cursor, as it stands after entry *covered* or else the next."""
         assert entry.id is not None
-        del self._ahead[entry.id]
+        self._ahead.pop(entry.id, None)
         entry.ahead = False
-        entry.covered = self._seq + 1  # the step that follows
-        if entry.passed and entry.id in self._ids:
-            self._tail.late_pins[entry.id] = entry.covered
+        entry.covered = covered or self._seq + 1
+        if entry.passed and entry.id in self._ids and self._tail.cursor is not None:
+            self._tail.pin_until(entry.id, entry.covered)
 
     def _step(self, cursor: str | None) -> None:
-        """Move the resume cursor without an event: a proof is an entry of its own."""
+        """Move the resume cursor without an event: an entry of its own."""
         self._seq += 1
         self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
         if self._pending and self._pending[-1].id is None and self._pending[-1].closes is None:
@@ -481,14 +726,8 @@ class Ledger:
             self._pending.pop()
         line = self._line
         assert line is not None
-        self._pending.append(Entry(self._seq, None, cursor, True, 0, line, settled=True))
+        self._pending.append(Entry(self._seq, None, cursor, self._cursor_at, True, 0, line, settled=True))
         self._advance()
-
-    def _gap(self, source: _Source, reason: GapReason) -> Gap:
-        gap = Gap(since=self._last_life, until=source.opened_at, reason=reason, cursor=self._cursor)
-        self._gaps.append(gap)
-        self.gap_count += 1
-        return gap
 
     # ---- events ------------------------------------------------------------------------------------------------
 
@@ -496,29 +735,32 @@ class Ledger:
         """Tell whether this id was admitted: to deliver it again would be a repetition."""
         return event_id in self._ids
 
-    def repeat(self, generation: int, event_id: str, cursor: str | None) -> None:
+    def repeat(self, generation: int, event_id: str, cursor: str | None, now: Moment) -> None:
         """Record that a connection delivered an id that is known. Nothing is handed out."""
         self.repeated += 1
         source, entry = self._sources[generation], self._ids[event_id]
-        if entry.generation == _FROM_LOG:
-            return  # says nothing about what any connection owes
-        if entry.seq >= source.baseline and entry.line is not source.line:
-            source.line.join(entry.line)
-            source.replays = True
-            if source.doubted:
-                source.doubted = False
-                self._line = source.line
-        if not entry.ahead:
-            return  # changes nothing: a replay of old events must not take the cursor back
-        if source is not self._leader:
-            source.last_ahead, source.last_ahead_cursor = entry, cursor
-        else:
-            # In order up to here by the leader's own word.
-            self._catch_up(entry)
-            if cursor is not None:
-                self._step(cursor)
+        # What was taken from the log says nothing about what any connection owes.
+        if entry.generation != _FROM_LOG and entry.seq >= source.baseline and entry.line is not source.line:
+            self._join(source, entry.line)
+        if cursor is not None:
+            source.last = now
+        if source is self._leader and source.trusted:
+            if entry.ahead:
+                # In order up to here by the leader's own word. Otherwise nothing changes:
+                # a replay of old events must not take the cursor back.
+                self._cover(entry)
+                if cursor is not None:
+                    self._cursor_at = now
+                    self._step(cursor)
+            return
+        key = cursor_key(cursor)
+        one = _Delivered(now, source.clock(now), entry, cursor, key)
+        if self._is_replayed(source, entry, event_id, one):
+            self._replayed(source, one)
+        elif entry.ahead and event_id not in source.trail_ids:
+            self._leave_in_trail(source, one)
 
-    def admit(self, generation: int, event_id: str, cursor: str | None) -> tuple[Entry, list[Gap]]:
+    def admit(self, generation: int, event_id: str, cursor: str | None, now: Moment) -> tuple[Entry, list[Gap]]:
         """Record a new event. The caller enqueues it before anything else can happen.
 
         Returns the entry to settle, and the possible gaps that the event
@@ -526,17 +768,21 @@ class Ledger:
         """
         source = self._sources[generation]
         gaps: list[Gap] = []
-        if source.doubted:
-            # It owes events that another connection delivered past the cursor, and goes on without them.
+        leads = source is self._leader
+        if leads and source.doubted:
+            # It owes events that another connection delivered past the cursor, and brings others.
             source.doubted = False
-            gaps.append(self._gap(source, GapReason.NOT_REPLAYED))
+            gaps.append(self._gap(source, GapReason.NOT_REPLAYED, now))
             self._line = source.line
-        elif self._leader is None and self._cursor is None:
+        elif leads and not source.decided and self._cursor is None:
             # No cursor, so no replay that could be incomplete, and nothing that waiting for a proof could save.
-            gaps.extend(self._take_lead(source))
-        elif source is not self._leader and len(self._ahead) >= self._window // 2:
+            gaps.extend(self._decide(source, now))
+            self._trust(source)
+        elif not (leads and source.trusted) and len(self._ahead) >= self._window // 2:
             # Bounded: what waits for a proof may not outgrow the window of ids.
-            gaps.extend(self._take_lead(source, forced=True))
+            gaps.append(self._gap(source, GapReason.UNPROVED, now))
+            self._lead_by_force(source)
+            leads = True
         self._seq += 1
         self._admitted += 1
         source.admitted += 1
@@ -544,43 +790,136 @@ class Ledger:
             for older in self._sources.values():
                 if older.generation < generation:
                     older.by_newer += 1
-        leads = source is self._leader
-        moved = leads and cursor is not None
-        if moved:
+        if cursor is not None:
+            source.last = now
+        if leads and source.trusted:
+            moved = cursor is not None or self._cursor is None
+            if moved:
+                self._cursor_at = now
+                self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
+            entry = Entry(self._seq, event_id, cursor, self._cursor_at, moved, generation, source.line)
+            self._record(entry)
+            return entry, gaps
+        key = cursor_key(cursor)
+        entry = Entry(self._seq, event_id, None, None, False, generation, source.line, ahead=True)
+        one = _Delivered(now, source.clock(now), entry, cursor, key)
+        replayed = self._is_replayed(source, None, event_id, one)
+        if replayed and leads and self._is_beyond(key):
+            # A part of the replay: everything before it in the stream was replayed before it.
+            self._cover_all(source.take_trail(_behind(source.trail, key)), entry.seq)
+            entry.ahead, entry.moved = False, True
+            entry.cursor, entry.at = cursor, self._cursor_at
             self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
-        entry = Entry(self._seq, event_id, self._cursor, moved, generation, source.line, not leads)
-        self._ids[event_id] = entry
+            self._record(entry)
+            return entry, gaps
+        self._record(entry)
+        self._ahead[event_id] = entry
+        if replayed:
+            source.replayed = one
+        else:
+            self._leave_in_trail(source, one)
+            if leads and source.decided and len(source.trail) > self._window // 4:
+                self._mature(source, one.clock)
+        return entry, gaps
+
+    def _record(self, entry: Entry) -> None:
+        assert entry.id is not None
+        self._ids[entry.id] = entry
+        self._order.append(entry)
         self._pending.append(entry)
-        if not leads:
-            self._ahead[event_id] = entry
-            source.last_ahead, source.last_ahead_cursor = entry, cursor
         if len(self._ids) > self._window:
             self._forget()
-        return entry, gaps
+
+    def _is_replayed(self, source: _Source, entry: Entry | None, event_id: str, one: _Delivered) -> bool:
+        """Tell whether a delivery is older than the subscription, and so a part of the replay that goes on."""
+        key = one.key
+        if key is not None and (self._top is None or key > self._top):
+            self._top = key
+        if not source.resumes:
+            return False
+        if one.cursor is not None and key is None:
+            source.opaque = True
+        if source.opaque or key is None:
+            if entry is None or not source.replayed_seq < entry.seq <= source.mark.seq or entry.generation == _FROM_LOG:
+                return False
+            source.replayed_seq = entry.seq
+        else:
+            top = source.top
+            if top is None or key > top:
+                source.top = key
+            old = source.mark.key is not None and key <= source.mark.key
+            # Only where a replay is promised: the live events of a careless server may be out of order.
+            steps_back = source.asked and top is not None and key < top
+            if not (old or steps_back) or event_id in source.trail_ids:
+                return False
+            if source.replayed_key is not None and key <= source.replayed_key:
+                return False  # sent again: no sign that the replay goes on
+            source.replayed_key = key
+            if source.cursor_key is not None and key > source.cursor_key and self._line is not None:
+                self._join(source, self._line)
+        source.last_sign = one.clock
+        return True
+
+    def _replayed(self, source: _Source, one: _Delivered) -> None:
+        """Move the resume cursor to a part of a replay, if its connection leads."""
+        if source is not self._leader:
+            source.replayed = one
+        elif source.opaque or one.key is None:
+            if one.entry.ahead and one.cursor is not None:
+                self._cover(one.entry)
+                self._step(one.cursor)
+        elif self._is_beyond(one.key):
+            self._cover_all(source.take_trail(_behind(source.trail, one.key)))
+            self._cover_all([one])
+            self._step(one.cursor)
+
+    def _join(self, source: _Source, line: _Line) -> None:
+        """Record that a connection continues a line without a hole."""
+        source.line.join(line)
+        source.replays = True
+        if source.doubted:
+            source.doubted = False
+            self._line = source.line
+
+    def _leave_in_trail(self, source: _Source, one: _Delivered) -> None:
+        trail = source.trail
+        while trail and not trail[0].entry.ahead:
+            source.take_trail(1)  # an older leader has covered it since
+        trail.append(one)
+        assert one.entry.id is not None
+        source.trail_ids.add(one.entry.id)
+
+    def admit_apart(self, event_id: str) -> Entry:
+        """Record a new event that was held and whose connection has ended. It moves no cursor and proves nothing."""
+        self._seq += 1
+        self._admitted += 1
+        entry = Entry(self._seq, event_id, None, None, False, _RESTORED, _Line(), ahead=self._cursor is not None)
+        self._record(entry)
+        if entry.ahead:
+            self._ahead[event_id] = entry
+        return entry
 
     def admit_from_log(self, event_id: str) -> Entry:
         """Record a new event that no connection brought. It moves no cursor and proves nothing."""
         self._seq += 1
-        entry = Entry(self._seq, event_id, self._cursor, False, _FROM_LOG, _Line())
-        self._ids[event_id] = entry
-        self._pending.append(entry)
-        if len(self._ids) > self._window:
-            self._forget()
+        entry = Entry(self._seq, event_id, None, None, False, _FROM_LOG, _Line())
+        self._record(entry)
         return entry
 
     def close_gap(self, gap: Gap) -> None:
         """Take a gap out of the position as soon as everything that was admitted so far is settled."""
         self._seq += 1
-        self._pending.append(Entry(self._seq, None, self._cursor, False, _FROM_LOG, _Line(), settled=True, closes=gap))
+        line = _Line()
+        self._pending.append(Entry(self._seq, None, None, None, False, _FROM_LOG, line, settled=True, closes=gap))
         self._advance()
 
     def _forget(self) -> None:
         """Forget the oldest ids beyond the window; never one that is unsettled."""
-        while len(self._ids) > self._window:
-            event_id, entry = next(iter(self._ids.items()))
-            if not entry.settled:
-                break
-            del self._ids[event_id]
+        ids, order = self._ids, self._order
+        while len(ids) > self._window and order[0].settled:
+            event_id = order.popleft().id
+            assert event_id is not None
+            del ids[event_id]
             self._tail.pins.pop(event_id, None)
             self._tail.late_pins.pop(event_id, None)
             self._ahead.pop(event_id, None)
@@ -604,6 +943,7 @@ class Ledger:
             entry = pending.popleft()
             entry.passed = True
             take(entry)
+            entry.cursor = entry.at = None
             if entry.closes is not None and entry.closes in self._gaps:
                 self._gaps.remove(entry.closes)
 
@@ -622,11 +962,11 @@ class Ledger:
         """The newest possible gaps, oldest first."""
         return tuple(self._gaps)
 
-    def settled_position(self, last_life: datetime | None = None) -> Position:
+    def settled_position(self, now: Moment | None = None) -> Position:
         """Return where another run may resume without losing anything that was not settled."""
-        return self._position(self._tail, self._pending, None, last_life)
+        return self._position(self._tail, self._pending, None, now)
 
-    def position_after(self, event_id: str, last_life: datetime | None = None) -> Position:
+    def position_after(self, event_id: str, now: Moment | None = None) -> Position:
         """Return what `settled_position` will be when this event is settled, too.
 
         Raises:
@@ -641,26 +981,48 @@ class Ledger:
         rest = deque(self._pending)
         while rest and (rest[0] is entry or rest[0].settled):
             tail.take(rest.popleft())
-        return self._position(tail, rest, entry, last_life)
+        return self._position(tail, rest, entry, now)
 
-    def _position(
-        self, tail: _Tail, pending: Iterable[Entry], also: Entry | None, last_life: datetime | None
-    ) -> Position:
-        pinned = {*tail.pins, *tail.late_pins}
-        ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
-        beyond = [entry for entry in pending if entry.settled and entry.id is not None and not entry.ahead]
-        others = [entry for entry in (*ahead, *beyond) if entry.id not in pinned]
-        settled = [*tail.pins, *tail.late_pins, *_ids_in_order(others)]
-        known = set(settled)
-        recent = [*self._recent, also.id] if also is not None and also.id is not None else self._recent
+    def _position(self, tail: _Tail, pending: Iterable[Entry], also: Entry | None, now: Moment | None) -> Position:
+        settled: list[str] = []
+        recent: list[str] = []
+        if tail.cursor is not None:  # else nothing can be replayed
+            pinned = {*tail.pins, *tail.late_pins}
+            ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
+            beyond = [entry for entry in pending if entry.settled and entry.id is not None and not entry.ahead]
+            others = [entry for entry in (*ahead, *beyond) if entry.id not in pinned]
+            settled = [*tail.pins, *tail.late_pins, *_ids_in_order(others)]
+            known = set(settled)
+            newest = [*self._recent, also.id] if also is not None and also.id is not None else self._recent
+            recent = [event_id for event_id in newest if event_id not in known][-RECENT_IDS:]
         return Position(
             team=self.team,
             cursor=tail.cursor,
             settled=tuple(settled),
-            recent=tuple(event_id for event_id in recent if event_id not in known)[-RECENT_IDS:],
-            last_life=last_life or self._last_life,
+            recent=tuple(recent),
+            cursor_at=None if tail.at is None else _earliest(tail.at, now),
+            last_life=self.last_life,
             gaps=tuple(self._gaps),
         )
+
+
+def _behind(trail: Iterable[_Delivered], key: CursorKey | None) -> int:
+    """Count the deliveries at the beginning of a trail that stand before *key* in the stream."""
+    count = 0
+    for number, one in enumerate(trail, 1):
+        if one.key is not None and (key is None or one.key > key):
+            break
+        if one.key is not None:
+            count = number
+    return count
+
+
+def _earliest(stood: _Stood, now: Moment | None) -> datetime:
+    """Return the earlier of what the wall clock said then, and what it would have said by its time now."""
+    wall, clock = stood
+    if now is None or clock is None:
+        return wall
+    return min(wall, now[0] - timedelta(seconds=max(now[1] - clock, 0.0)))
 
 
 def _ids_in_order(entries: Iterable[Entry]) -> list[str]:

@@ -16,7 +16,7 @@ from datetime import datetime
 import attrs
 import trio
 
-from ._ledger import Gap, GapReason
+from ._ledger import Gap, Moment
 
 MAX_NOTICES = 256
 """How many unread notices are kept; the oldest is dropped, and counted, to make room."""
@@ -208,8 +208,7 @@ class PossibleGap(Notice):
 
     @property
     def level(self) -> int:
-        # Nobody was listening before a first start; that is no news to its operator.
-        return logging.INFO if self.gap.reason is GapReason.FIRST_START else logging.WARNING
+        return logging.WARNING
 
     def __str__(self) -> str:
         since = "the start" if self.gap.since is None else self.gap.since.isoformat(timespec="milliseconds")
@@ -296,6 +295,59 @@ class CursorDropped(Notice):
 
 
 @attrs.frozen(kw_only=True)
+class HeldEventsReleased(Notice):
+    """A cursor check takes long: the events that were held for it are handed out, and the cursor is kept.
+
+    The check continues. Events that only a resumption from the cursor can
+    bring may still be delivered later, after newer ones.
+    """
+
+    cursor: str | None
+    events: int
+    """How many events were held."""
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
+
+    def __str__(self) -> str:
+        return f"the check of the cursor {self.cursor} continues; {self.events} held events are handed out, the cursor is kept"
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionAged(Notice):
+    """The newest connection has reached ``max_connection_age``. A replacement is opened beside it."""
+
+    generation: int
+
+    def __str__(self) -> str:
+        return f"connection {self.generation}: reached max_connection_age; opening a replacement"
+
+
+@attrs.frozen(kw_only=True)
+class EventLoopBlocked(Notice):
+    """A task of the program kept the event loop busy for so long that a heartbeat timer fired late.
+
+    The connection is read once more before it is given up. Look for blocking
+    calls and long computations in ``async`` functions; `trio.to_thread` is for them.
+    """
+
+    generation: int
+    seconds: float
+    """How late the timer fired."""
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING
+
+    def __str__(self) -> str:
+        return (
+            f"connection {self.generation}: the event loop was blocked for at least {self.seconds:.1f} s "
+            "by a task of this program; reading what has arrived"
+        )
+
+
+@attrs.frozen(kw_only=True)
 class Resumed(Notice):
     """A cursor store was opened, and the position of an earlier run taken up."""
 
@@ -306,6 +358,16 @@ class Resumed(Notice):
     def __str__(self) -> str:
         where = "without a cursor" if self.cursor is None else f"at {self.cursor}"
         return f"resuming {where}"
+
+
+@attrs.frozen(kw_only=True)
+class FirstStart(Notice):
+    """A cursor store was opened, and has no position of an earlier run: events are received from now on."""
+
+    consumer: str
+
+    def __str__(self) -> str:
+        return f"no saved position of consumer {self.consumer!r}: receiving events from now on"
 
 
 @attrs.frozen(kw_only=True)
@@ -522,6 +584,10 @@ class Reporter:
             self._receive.receive_nowait()
             self.dropped += 1
             self._send.send_nowait(notice)
+
+    def moment(self) -> Moment:
+        """Return the time on both clocks: the wall's, and Trio's."""
+        return self.wall_clock(), trio.current_time()
 
     async def wait_for(self, states: frozenset[State]) -> State:
         """Wait until the state is one of *states*, and return it."""

@@ -57,8 +57,6 @@ REPAIR_SLACK = 60.0
 """How far beyond a gap the log is read on both sides, in seconds: clocks differ, and a match may lie beside it."""
 REPAIR_PAGES = 100
 """Pages of the log that are read for one gap."""
-REFUSALS_BEFORE_TRIAL = 3
-"""So many closes in a row, before any event, put the cursor on trial."""
 
 
 class Network(Protocol):
@@ -203,6 +201,7 @@ class Settings:
     handshake_timeout: float = attrs.field(default=10.0, validator=_seconds)
     retry: RetryPolicy = attrs.field(factory=RetryPolicy)
     overlap_limit: float = attrs.field(default=60.0, validator=_seconds)
+    max_connection_age: float = attrs.field(default=21_600.0, validator=_seconds)
     max_message_size: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
     max_buffered_events: int = attrs.field(default=1_000, validator=_count)
     max_buffered_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_count)

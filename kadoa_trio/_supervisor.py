@@ -3,9 +3,10 @@
 ::
 
     loop:
-        connection = establish()       # backoff between attempts
-        serve it in the background     # its end is nobody else's business
-        wait until it needs an heir    # its drain notice came and the advised delay has passed, or it ended
+        connection = establish()           # backoff between attempts
+        serve it in the background         # its end is nobody else's business
+        wait until it needs a replacement  # its drain notice came and the advised delay has passed,
+                                           # or it reached its maximum age, or it ended
 
 The loop waits for the newest connection only: one that is older, and dies,
 hangs or lingers, cannot stop it; and a replacement that dies during the
@@ -16,11 +17,11 @@ from __future__ import annotations
 
 import math
 
-import attrs
 import trio
 
 from ._backoff import Backoff
-from ._connection import Connection, EndReason, Hold, Shared
+from ._connection import Connection, EndReason, Shared
+from ._cursor_check import HOLD_TIME, CursorCheck, Hold
 from ._errors import (
     AttemptError,
     AuthenticationError,
@@ -28,46 +29,21 @@ from ._errors import (
     InternalError,
     KadoaError,
     MessageTooLargeError,
+    RequestRefusedError,
 )
 from ._notices import (
     AttemptStarted,
+    ConnectionAged,
     CursorAccepted,
     CursorDropped,
     CursorOnTrial,
     Failed,
+    HeldEventsReleased,
     Refused,
     Retrying,
     Stopped,
 )
-from ._settings import MAX_SOCKETS, REFUSALS_BEFORE_TRIAL
-
-
-@attrs.define(eq=False)
-class CursorSuspicion:
-    """Counts closes that look like a refused cursor. They look like a sick server, too: see `Supervisor`."""
-
-    refusals: int = 0
-
-    def ended(self, connection: Connection) -> None:
-        """Take the end of a connection into account."""
-        if is_refusal(connection):
-            self.refusals += 1
-        elif connection.cursor is not None and (connection.events or connection.stable):
-            self.refusals = 0
-        # Anything else, a reset or a time-out, says nothing about the cursor.
-
-    def acquit(self) -> None:
-        """Forget what speaks against the cursor."""
-        self.refusals = 0
-
-    def adjourn(self) -> None:
-        """Put the trial off until one more connection with the cursor was closed."""
-        self.refusals = REFUSALS_BEFORE_TRIAL - 1
-
-    @property
-    def due(self) -> bool:
-        """Whether the cursor must stand trial."""
-        return self.refusals >= REFUSALS_BEFORE_TRIAL
+from ._settings import MAX_SOCKETS
 
 
 def is_refusal(connection: Connection) -> bool:
@@ -93,7 +69,8 @@ class Supervisor:
         self._shared = shared
         self._settings = shared.settings
         self._backoff = Backoff(shared.settings.retry, shared.rng)
-        self._suspicion = CursorSuspicion()
+        self._check = CursorCheck()
+        self._hold: Hold | None = None
         self._generation = 0
         self._open: list[Connection] = []
         """Oldest first; with those whose socket is closing."""
@@ -104,7 +81,6 @@ class Supervisor:
         self._attempts = 0
         self._last_failure: AttemptError | None = None
         self._admitted_at_too_large = -1
-        self._held: Hold | None = None
         self._started_at = 0.0
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -167,34 +143,42 @@ class Supervisor:
 
     async def _succeed(self, newest: Connection) -> None:
         while True:
-            not_before = await self._needs_heir(newest)
-            if self._suspicion.due and not newest.draining.is_set() and self._shared.ledger.resume_cursor is not None:
-                newest = await self._trial(not_before)
+            not_before = await self._needs_replacement(newest)
+            if self._check.due and not newest.draining.is_set() and self._shared.ledger.resume_cursor is not None:
+                newest = await self._check_cursor(not_before)
             else:
                 newest = await self._establish(not_before)
 
-    async def _needs_heir(self, newest: Connection) -> float:
+    async def _needs_replacement(self, newest: Connection) -> float:
         """Wait until *newest* is due for replacement, and return the earliest time for it."""
         earliest = 0.0
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when, newest.ended, nursery.cancel_scope)
-            await newest.draining.wait()
-            if newest.stable:
-                self._backoff.stable()
-            else:
-                # A server that drains whatever it accepts: the larger of its advice and our backoff.
-                earliest = self._next_after_failure()
-            await trio.sleep_until(max(newest.heir_due, earliest))
-            nursery.cancel_scope.cancel(reason="its heir is due")
+        with trio.move_on_at(newest.renew_at) as age:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when, newest.ended, nursery.cancel_scope)
+                await newest.draining.wait()
+                age.deadline = math.inf
+                if newest.stable:
+                    self._backoff.stable()
+                else:
+                    # A server that drains whatever it accepts: the larger of its advice and our backoff.
+                    earliest = self._next_after_failure()
+                await trio.sleep_until(max(newest.heir_due, earliest))
+                nursery.cancel_scope.cancel(reason="its replacement is due")
         now = trio.current_time()
         if not newest.ended.is_set():
+            if not newest.draining.is_set():
+                self._shared.reporter.publish(ConnectionAged, generation=newest.generation)
             return now
-        # Dead before its heir was due, which ends the wait.
+        # Ended before its replacement was due, which ends the wait.
         self._observe_end(newest)
-        if not newest.stable:
-            return earliest or self._next_after_failure()
-        self._backoff.stable()
-        return now if newest.draining.is_set() else now + self._backoff.delay()
+        if newest.stable:
+            self._backoff.stable()
+            return now if newest.draining.is_set() else now + self._backoff.delay()
+        if newest.admitted and not newest.draining.is_set():
+            # It made progress: the next wait is a first one.
+            self._backoff.stable()
+            return now + self._backoff.delay()
+        return earliest or self._next_after_failure()
 
     def _next_after_failure(self) -> float:
         self._backoff.failed()
@@ -237,11 +221,12 @@ class Supervisor:
         retry_after: float | None = None
         try:
             await nursery.start(self._serve, connection)
-        except AuthenticationError as exc:
+        except (AuthenticationError, RequestRefusedError) as exc:
             latest = self._refused(exc)
             why = str(exc)
         except AttemptError as exc:
             self._last_failure = exc
+            self._refused_since = None  # any other answer starts the grace anew
             latest, retry_after, why = math.inf, exc.retry_after, str(exc)
         else:
             self._succeeded(connection)
@@ -288,13 +273,13 @@ class Supervisor:
         self._ever_confirmed = self._ever_confirmed or any(c.confirmed.is_set() for c in self._open)
         return self._ever_confirmed
 
-    def _refused(self, exc: AuthenticationError) -> float:
-        """Return until when to go on trying after a refusal; raise it when that time has come."""
+    def _refused(self, exc: AuthenticationError | RequestRefusedError) -> float:
+        """Return until when to try again after a refusal; raise it when that time has come."""
         now = trio.current_time()
         self._refusals += 1
         if not self._confirmed():
-            # Once more, with a fresh token: the first one may have met a server that was starting.
-            if self._refusals > 1:
+            # A refused key once more, with a fresh token: the first one may have met a server that was starting.
+            if self._refusals > 1 or isinstance(exc, RequestRefusedError):
                 raise exc
             return math.inf
         if self._refused_since is None:
@@ -308,7 +293,11 @@ class Supervisor:
     def _observe_end(self, connection: Connection) -> None:
         end = connection.end
         assert end is not None
-        self._suspicion.ended(connection)
+        if is_refusal(connection):
+            self._check.closed()
+        elif connection.cursor is not None and (connection.events or connection.stable):
+            self._check.acquit()
+        # Anything else, a reset or a time-out, says nothing about the cursor.
         self._last_failure = AttemptError("subscribe", str(end))
         if end.reason is EndReason.TOO_LARGE:
             if self._admitted_at_too_large == self._shared.received:
@@ -332,65 +321,105 @@ class Supervisor:
             if not healthy:
                 older.spare()
             elif not older.retiring:
-                older.retire("replaced", at=trio.current_time() + self._settings.overlap_limit)
+                older.retire("replaced", after=self._settings.overlap_limit)
 
     async def _make_place(self) -> None:
         """Keep the bound of sockets: retire the oldest connection, and wait until it is gone."""
         while len(self._open) >= MAX_SOCKETS:
             oldest = next((one for one in self._open if one.ended.is_set()), self._open[0])
             if not oldest.ended.is_set():
-                oldest.retire("too many sockets", at=trio.current_time())
+                oldest.retire("too many sockets", after=0.0, force=True)
             await oldest.closed.wait()
 
-    # ---- the cursor on trial -----------------------------------------------------------------------------------
+    # ---- the cursor check --------------------------------------------------------------------------------------
 
-    async def _trial(self, not_before: float) -> Connection:
+    async def _check_cursor(self, not_before: float) -> Connection:
         """Find out whether the server refuses the cursor or is sick, and return the newest connection.
 
-        Dropping a cursor for a sick server would lose events, and clinging to
-        a refused one would make the client deaf. One connection without the
-        cursor shows whether the server is well; only then does one with the
-        cursor beside it show what the cursor is worth.
+        A probe connection without the cursor shows whether the server is
+        well; only then do others with the cursor, beside it, show what the
+        cursor is worth. See `_cursor_check` for when it is dropped.
         """
-        shared = self._shared
+        shared, check = self._shared, self._check
         cursor = shared.ledger.resume_cursor
         assert cursor is not None
-        shared.reporter.publish(CursorOnTrial, cursor=cursor)
-        hold = self._held = self._held or Hold(self._settings)
-        witness = await self._establish(not_before, hold=hold)
-        await _wait_either(witness.lasting, witness.ended)
-        if witness.ended.is_set():
-            # The server is sick. What was held is kept for the next trial.
-            self._suspicion.adjourn()
-            return witness
+        if check.begin(trio.current_time()):
+            shared.reporter.publish(CursorOnTrial, cursor=cursor)
+        probe = await self._establish(not_before, hold=self._current_hold())
+        await _wait_either(probe.lasting, probe.ended)
         not_before = 0.0
-        while True:
+        while not probe.ended.is_set():
             candidate = await self._establish(not_before)
-            await _wait_either(candidate.lasting, candidate.ended)
-            if candidate.lasting.is_set():
-                shared.reporter.publish(CursorAccepted, cursor=cursor)
-                self._suspicion.acquit()
-                # The replay has brought what was held; if it has not, the events are admitted all the same.
-                await self._release(witness if not witness.ended.is_set() else candidate, hold, relied_on=False)
-                witness.retire("its trial is over", at=trio.current_time())
+            await _wait_either(candidate.spoke, candidate.lasting, candidate.ended)
+            if shared.ledger.resume_cursor != cursor and not candidate.events:
+                # So much was delivered without it that the ledger has given the cursor up, with a possible gap.
+                self._end_check()
                 return candidate
-            if witness.ended.is_set():
-                self._suspicion.adjourn()
-                return candidate  # nobody vouches for the server any more
-            if is_refusal(candidate):
+            if candidate.events or candidate.stable:
+                shared.reporter.publish(CursorAccepted, cursor=cursor)
+                check.acquit()
+                probe.retire("the cursor check is over", after=0.0)
+                # When the replay is over it has brought what was held; if it has not, that is handed out.
+                assert self._nursery is not None
+                self._nursery.start_soon(self._decide_hold_later, candidate)
+                return candidate
+            if probe.ended.is_set():
+                break
+            if is_refusal(candidate) and check.refused(trio.current_time()):
                 shared.reporter.publish(CursorDropped, cursor=cursor)
-                self._suspicion.acquit()
-                self._newest = witness
-                witness.superseded_by = None
-                shared.tell(shared.ledger.drop_cursor(witness.generation))
-                await self._release(witness, hold, relied_on=True)
-                return witness
+                self._newest = probe
+                probe.superseded_by = None
+                shared.tell(shared.ledger.drop_cursor(probe.generation, shared.reporter.moment()))
+                self._end_check()
+                return probe
             self._observe_end(candidate)
             not_before = self._next_after_failure()
+        # The server is sick. What was held is kept for the next check, or until its time is over.
+        check.postpone()
+        newest = self._newest
+        assert newest is not None
+        return newest
 
-    async def _release(self, connection: Connection, hold: Hold, *, relied_on: bool) -> None:
-        await connection.release(hold, relied_on=relied_on)
-        self._held = None
+    def _end_check(self) -> None:
+        self._check.acquit()
+        if self._hold is not None:
+            self._hold.decided.set()
+
+    def _current_hold(self) -> Hold:
+        """Return where the events of a probe are held: what an earlier probe brought is kept in order before them."""
+        if self._hold is None or self._hold.released.is_set():
+            settings = self._settings
+            self._hold = Hold(settings.max_buffered_events, settings.max_buffered_bytes)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._release_later, self._hold)
+        return self._hold
+
+    @trio.lowlevel.enable_ki_protection
+    async def _decide_hold_later(self, candidate: Connection) -> None:
+        hold = self._hold
+        assert hold is not None
+        await _wait_either(candidate.lasting, candidate.ended)
+        if candidate.lasting.is_set():
+            hold.decided.set()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _release_later(self, hold: Hold) -> None:
+        """Hand out what is held, in order, when the check is over, and after `HOLD_TIME` at the latest."""
+        shared = self._shared
+        await _wait_either(hold.some, hold.decided)
+        with trio.move_on_after(HOLD_TIME):
+            await hold.decided.wait()
+        if not hold.decided.is_set():
+            shared.reporter.publish(HeldEventsReleased, cursor=shared.ledger.resume_cursor, events=len(hold.events))
+        while hold.events:
+            # Taken only when it is admitted: being cancelled here loses nothing that was admitted.
+            generation, event = hold.events[0]
+            apart = not shared.ledger.is_open(generation)
+            if shared.try_admit(event, generation, shared.reporter.moment(), apart=apart):
+                hold.take()
+            else:
+                await shared.intake.wait_room(event.size)
+        hold.released.set()
 
 
 @trio.lowlevel.enable_ki_protection
@@ -399,10 +428,12 @@ async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel(reason="what was waited for has come")
 
 
-async def _wait_either(one: trio.Event, other: trio.Event) -> None:
+async def _wait_either(*events: trio.Event) -> None:
+    """Wait until one of the events is set. A checkpoint."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_when, one, nursery.cancel_scope)
-        await other.wait()
+        for event in events[1:]:
+            nursery.start_soon(_cancel_when, event, nursery.cancel_scope)
+        await events[0].wait()
         nursery.cancel_scope.cancel(reason="what was waited for has come")
 
 

@@ -655,7 +655,7 @@ async def test_refused_cursor_is_told_from_a_sick_server_and_dropped(autojump_cl
         kadoa.newest.reset()
         lost = kadoa.publish()
         assert await take(realtime, 3) == ids(sent)
-        await trio.sleep(90)
+        await trio.sleep(300)
         found = notices(realtime)
         assert [notice.cursor for notice in kinds(found, CursorDropped)] == [sent[-1].cursor]
         assert [notice.gap.reason for notice in kinds(found, PossibleGap)] == [GapReason.CURSOR_DROPPED]
@@ -663,7 +663,7 @@ async def test_refused_cursor_is_told_from_a_sick_server_and_dropped(autojump_cl
         more = kadoa.publish_many(3)
         assert await take(realtime, 3) == ids(more)
         assert lost.id not in ids(more)
-        assert len(kadoa.subscribed) < 12
+        assert len(kadoa.subscribed) < 24
 
 
 async def test_events_held_on_trial_are_not_lost(autojump_clock: Any, pair: Any) -> None:
@@ -1196,7 +1196,7 @@ async def test_ctrl_c_never_cuts_a_step_of_the_client_in_two(
 
         return call
 
-    for name in ("open", "admit", "settle", "stable", "ended"):
+    for name in ("open", "admit", "settle", "tick", "ended"):
         monkeypatch.setattr(Ledger, name, watched(name, getattr(Ledger, name)))
     monkeypatch.setattr(trio.Nursery, "start_soon", watched("start_soon", trio.Nursery.start_soon))
     async with pair(cursor_store=MemoryCursorStore(), repair_gaps=True) as (
@@ -1213,5 +1213,5 @@ async def test_ctrl_c_never_cuts_a_step_of_the_client_in_two(
             pass
         kadoa.newest.drain(100, close_after=1)
         await trio.sleep(60)
-    assert seen == {"open", "admit", "settle", "stable", "ended", "start_soon"}
+    assert seen == {"open", "admit", "settle", "tick", "ended", "start_soon"}
     assert not unprotected

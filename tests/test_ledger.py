@@ -1,15 +1,18 @@
 """The ledger alone, against a model of the server: schedules drawn by Hypothesis, and the rules one by one.
 
 The model's server keeps one stream. A connection is sent its replay, then
-what is published; a server may let live events overtake the replay, begin a
-replay earlier than asked, or take a cursor and ignore it. A connection counts
-as stable only when its replay is over: that is the assumption behind
-``stable_after``.
+what is published; a server may let live events overtake the replay or come
+between its parts, begin a replay earlier than asked, or take a cursor and
+ignore it. Of its replays the ledger assumes no more than the documentation
+says: with comparable cursors, that no pause in it lasts as long as
+``MATURE_AFTER``, and that it is over by the time of trust if nothing has
+shown that it goes on.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,7 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kadoa_trio._ledger import MAX_GAPS, RECENT_IDS, Entry, GapReason, Ledger, Position
+from kadoa_trio._ledger import MATURE_AFTER, MAX_GAPS, RECENT_IDS, TRUST_FACTOR, Entry, Gap, GapReason, Ledger, Position
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = 100_000
@@ -26,15 +29,15 @@ WINDOW = 100_000
 class Link:
     """A connection in the model: what the server still has to send on it."""
 
-    def __init__(self, generation: int, cursor: str | None) -> None:
+    def __init__(self, generation: int, cursor: str | None, opened: float) -> None:
         self.generation = generation
         self.cursor = cursor
         self.replay: deque[int] = deque()
         self.live: deque[int] = deque()
         self.delivered: list[int] = []
-        self.stable = False
-        self.draining = False
         self.ignored = False
+        self.replayed_at = opened
+        self.sign_at = opened
 
 
 def name(number: int) -> str:
@@ -45,20 +48,21 @@ mostly = st.sampled_from([True, True, True, False])
 
 
 class Machine(RuleBasedStateMachine):
-    @initialize(overtake=st.booleans(), coarse=st.integers(0, 3), honest=mostly, cursors=mostly)
-    def begin(self, overtake: bool, coarse: int, honest: bool, cursors: bool) -> None:
-        self.overtake, self.coarse, self.honest, self.cursors = overtake, coarse, honest, cursors
-        self.now = START
-        self.published = 0
+    @initialize(overtake=st.booleans(), coarse=st.integers(0, 3), honest=mostly, cursors=mostly, opaque=st.booleans())
+    def begin(self, overtake: bool, coarse: int, honest: bool, cursors: bool, opaque: bool) -> None:
+        self.overtake, self.coarse, self.honest, self.cursors, self.opaque = overtake, coarse, honest, cursors, opaque
+        self.clock = 0.0
+        self.published: list[datetime] = []
         self.first: int | None = None  # the first event that the program could have received
         self.links: dict[int, Link] = {}
         self.generation = 0
         self.handed_out: set[int] = set()  # by this process
         self.settled: set[int] = set()  # by any
         self.unsettled: dict[int, Entry] = {}
-        self.reported = 0
+        self.reported: list[Gap] = []
         self.saved: tuple[Position, set[int]] | None = None
         self.saw_gap = False
+        self.forgotten: set[int] = set()
         self.cursor_before = -1
         self.ledger = Ledger(WINDOW)
         self.open(ignore=False, promised=True)
@@ -66,14 +70,20 @@ class Machine(RuleBasedStateMachine):
     # ---- the server ------------------------------------------------------------------------------------------------
 
     def cursor_of(self, number: int) -> str | None:
-        return f"1-{number}" if self.cursors else None
+        if not self.cursors:
+            return None
+        return f"opaque {number}" if self.opaque else f"1-{number}"
+
+    def number_of(self, cursor: str) -> int:
+        return int(cursor.removeprefix("opaque ").removeprefix("1-"))
 
     @rule(count=st.integers(1, 4))
     def publish(self, count: int) -> None:
         for _ in range(count):
             for link in self.links.values():
-                link.live.append(self.published)
-            self.published += 1
+                link.live.append(len(self.published))
+            self.published.append(self.now()[0])
+            self.clock += 0.001
 
     @precondition(lambda self: len(self.links) < 3)
     @rule(ignore=st.booleans(), promised=mostly)
@@ -83,21 +93,44 @@ class Machine(RuleBasedStateMachine):
     def open(self, *, ignore: bool, promised: bool) -> None:
         self.generation += 1
         promised = promised or self.honest
-        cursor = self.ledger.open(self.generation, self.tick(), promised=promised)
-        link = Link(self.generation, cursor)
+        mark = self.ledger.mark()
+        cursor = self.ledger.open(self.generation, mark=mark, promised=promised)
+        link = Link(self.generation, cursor, self.clock)
         if cursor is not None:
-            number = int(cursor.removeprefix("1-"))
             if self.honest or not ignore:
-                link.replay.extend(range(max(number + 1 - self.coarse, 0), self.published))
+                link.replay.extend(range(max(self.number_of(cursor) + 1 - self.coarse, 0), len(self.published)))
             else:
                 link.ignored = True
         if self.first is None:
-            self.first = self.published if cursor is None else 0
+            self.first = len(self.published) if cursor is None else 0
         self.links[self.generation] = link
+        self.ledger.live(self.generation, self.now())
 
-    def tick(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
+    def now(self) -> tuple[datetime, float]:
+        return START + timedelta(seconds=self.clock), self.clock
+
+    # ---- time ------------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.1, 3.0, 9.0]), times=st.integers(1, 8))
+    def wait(self, seconds: float, times: int) -> None:
+        for _ in range(times):
+            for link in self.links.values():
+                # What is sent arrives: a span is compared with the times at which events were published.
+                while seconds >= 1 and link.live and not link.replay:
+                    self.receive(link, link.live.popleft())
+            self.clock += seconds
+            for link in self.links.values():
+                # What a server may do is documented: no pause in a replay is this long.
+                if link.replay and self.clock - link.replayed_at + seconds >= MATURE_AFTER:
+                    self.receive(link, link.replay.popleft())
+                if link.replay and self.clock - link.sign_at + seconds >= TRUST_FACTOR * MATURE_AFTER:
+                    while link.replay:
+                        self.receive(link, link.replay.popleft())
+            self.look()
+
+    def look(self) -> None:
+        for generation in self.links:
+            self.count(self.ledger.tick(generation, self.now()))
 
     # ---- the connections -------------------------------------------------------------------------------------------
 
@@ -115,36 +148,37 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def repeat(self, data: st.DataObject) -> None:
         link = data.draw(st.sampled_from([one for one in self.links.values() if one.delivered]))
-        self.receive(link, data.draw(st.sampled_from(link.delivered)))
+        self.receive(link, data.draw(st.sampled_from(link.delivered)), again=True)
 
-    def receive(self, link: Link, number: int) -> None:
-        link.delivered.append(number)
+    def receive(self, link: Link, number: int, *, again: bool = False) -> None:
+        if not again:
+            if link.delivered and number < max(link.delivered):
+                link.sign_at = self.clock  # it shows that it goes on
+            if number not in link.live:
+                link.replayed_at = self.clock
+            link.delivered.append(number)
         if self.ledger.knows(name(number)):
-            self.ledger.repeat(link.generation, name(number), self.cursor_of(number))
+            self.ledger.repeat(link.generation, name(number), self.cursor_of(number), self.now())
             return
         assert number not in self.handed_out, "handed out twice"
-        entry, gaps = self.ledger.admit(link.generation, name(number), self.cursor_of(number))
-        self.count(len(gaps))
+        entry, gaps = self.ledger.admit(link.generation, name(number), self.cursor_of(number), self.now())
+        self.count(gaps)
         self.handed_out.add(number)
         self.unsettled[number] = entry
-
-    @precondition(lambda self: any(not one.stable and not one.replay for one in self.links.values()))
-    @rule(data=st.data())
-    def become_stable(self, data: st.DataObject) -> None:
-        link = data.draw(st.sampled_from([one for one in self.links.values() if not one.stable and not one.replay]))
-        link.stable = True
-        self.count(len(self.ledger.stable(link.generation)))
 
     @precondition(lambda self: self.links)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         generation = data.draw(st.sampled_from(sorted(self.links)))
         del self.links[generation]
-        self.count(len(self.ledger.ended(generation, self.tick())))
+        self.clock += 1
+        self.count(self.ledger.ended(generation, self.now()))
 
-    def count(self, gaps: int) -> None:
+    def count(self, gaps: list[Gap]) -> None:
+        for gap in gaps:
+            assert gap.since is None or gap.since <= gap.until
         self.reported += gaps
-        self.saw_gap = self.saw_gap or gaps > 0
+        self.saw_gap = self.saw_gap or bool(gaps)
 
     # ---- the program -----------------------------------------------------------------------------------------------
 
@@ -164,12 +198,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        self.saved = (self.ledger.settled_position(), set(self.settled))
+        self.saved = (self.ledger.settled_position(self.now()), set(self.settled))
 
     @precondition(lambda self: self.first is not None and not self.saw_gap)
     @rule(data=st.data())
     def take_from_the_log(self, data: st.DataObject) -> None:
-        candidates = [n for n in range(self.first or 0, self.published) if n not in self.handed_out]
+        candidates = [n for n in range(self.first or 0, len(self.published)) if n not in self.handed_out]
         if candidates:
             number = data.draw(st.sampled_from(candidates))
             self.unsettled[number] = self.ledger.admit_from_log(name(number))
@@ -178,7 +212,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.settled and self.unsettled)
     @rule(from_saved=st.booleans())
     def crash_and_restart(self, from_saved: bool) -> None:
-        position = self.ledger.settled_position()
+        position = self.ledger.settled_position(self.now())
         if from_saved and self.saved is not None:
             # The last completed save may be older than what was settled since.
             position, self.settled = self.saved
@@ -189,7 +223,12 @@ class Machine(RuleBasedStateMachine):
         self.handed_out = set(self.settled)
         self.ledger = Ledger(WINDOW, position)
         self.cursor_before = -1
-        for number in self.settled:
+        self.clock += 1
+        if position.cursor is None:
+            self.handed_out = set()  # nothing can be replayed, so that no id is kept
+            self.forgotten = set(self.settled)
+            return
+        for number in self.settled - self.forgotten:
             # Whatever a replay can bring again is known; so much goes into a position here that nothing is left out.
             if len(self.settled) <= RECENT_IDS:
                 assert self.ledger.knows(name(number))
@@ -201,18 +240,30 @@ class Machine(RuleBasedStateMachine):
         assert self.first is not None
         if cursor is None:
             return []  # the ledger reports a gap when it goes on; see below
-        return [n for n in range(self.first, int(cursor.removeprefix("1-"))) if n not in had]
+        return [n for n in range(self.first, self.number_of(cursor)) if n not in had]
 
     @invariant()
     def resuming_loses_nothing(self) -> None:
-        if self.first is not None and not self.saw_gap and not any(one.ignored for one in self.links.values()):
-            assert not self.missing_after(self.ledger.resume_cursor, self.handed_out) or self.cheated()
+        if self.first is not None and not any(one.ignored for one in self.links.values()):
+            missing = self.missing_after(self.ledger.resume_cursor, self.handed_out)
+            assert not self.unreported(missing) or self.cheated()
 
     @invariant()
     def restarting_loses_nothing(self) -> None:
-        if self.first is not None and not self.saw_gap:
-            position = self.ledger.settled_position()
-            assert not self.missing_after(position.cursor, self.settled) or self.cheated()
+        if self.first is not None:
+            position = self.ledger.settled_position(self.now())
+            missing = self.missing_after(position.cursor, self.settled | set(self.unsettled))
+            assert not self.unreported(missing) or self.cheated()
+            if not self.saw_gap:
+                assert not self.missing_after(position.cursor, self.settled) or self.cheated()
+
+    def unreported(self, missing: list[int]) -> list[int]:
+        """Give those of the events that are missing which no possible gap spans."""
+        return [
+            number
+            for number in missing
+            if not any((gap.since or START) <= self.published[number] <= gap.until for gap in self.reported)
+        ]
 
     def cheated(self) -> bool:
         """A server that takes the cursor and ignores it, with nobody beside it to tell, cannot be found out."""
@@ -221,9 +272,9 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def resume_cursor_never_goes_back(self) -> None:
         cursor = self.ledger.resume_cursor
-        if cursor is not None and not self.overtake and not self.saw_gap:
-            number = int(cursor.removeprefix("1-"))
-            assert number >= self.cursor_before or self.coarse
+        if cursor is not None and not self.saw_gap:
+            number = self.number_of(cursor)
+            assert number >= self.cursor_before
             self.cursor_before = number
 
     @invariant()
@@ -251,29 +302,46 @@ def cursor(number: int) -> str:
     return f"1-{number}"
 
 
-def feed(ledger: Ledger, generation: int, *numbers: int, cursors: bool = True) -> list[GapReason]:
+def at(seconds: float = 0.0) -> tuple[datetime, float]:
+    return START + timedelta(seconds=seconds), seconds
+
+
+def opened(ledger: Ledger, generation: int, seconds: float = 0.0, *, promised: bool = True) -> str | None:
+    """Open a connection whose first frame comes at once, and give the cursor that it subscribes with."""
+    cursor = ledger.open(generation, promised=promised)
+    ledger.live(generation, at(seconds))
+    return cursor
+
+
+def feed(
+    ledger: Ledger, generation: int, *numbers: int, cursors: bool | str = True, seconds: float = 0.0
+) -> list[GapReason]:
+    """Deliver events, settle those that are new, and give the reasons of the possible gaps that this brings to light."""
     reasons: list[GapReason] = []
     for number in numbers:
-        where = cursor(number) if cursors else None
+        where = f"{cursors} {number}" if isinstance(cursors, str) else cursor(number) if cursors else None
         if ledger.knows(name(number)):
-            ledger.repeat(generation, name(number), where)
+            ledger.repeat(generation, name(number), where, at(seconds))
         else:
-            entry, gaps = ledger.admit(generation, name(number), where)
+            entry, gaps = ledger.admit(generation, name(number), where, at(seconds))
             ledger.settle(entry)
             reasons += [gap.reason for gap in gaps]
     return reasons
 
 
-def reasons(gaps: list[object]) -> list[GapReason]:
-    return [gap.reason for gap in gaps]  # type: ignore[attr-defined]
+def reasons(gaps: list[Gap]) -> list[GapReason]:
+    return [gap.reason for gap in gaps]
 
 
 def led(*numbers: int, window: int = WINDOW) -> Ledger:
     """Give a ledger whose first connection has delivered *numbers*."""
     ledger = Ledger(window)
-    assert ledger.open(1, START) is None
+    assert opened(ledger, 1) is None
     feed(ledger, 1, *numbers)
     return ledger
+
+
+TRUSTED = TRUST_FACTOR * MATURE_AFTER
 
 
 def test_first_connection_leads_at_once() -> None:
@@ -284,7 +352,7 @@ def test_first_connection_leads_at_once() -> None:
 
 def test_heir_is_not_relied_on_before_it_is_stable() -> None:
     ledger = led(10)
-    ledger.open(2, START)
+    opened(ledger, 2)
     feed(ledger, 2, 14)  # the old one still owes 11 to 13
     assert ledger.resume_cursor == cursor(10)
     feed(ledger, 1, 11)
@@ -296,21 +364,21 @@ def test_heir_is_not_relied_on_before_it_is_stable() -> None:
 def test_common_id_is_no_reason_to_move_the_cursor() -> None:
     # The heir: e11 by the replay (common), e14 live; it dies before e12.
     ledger = led(10, 11)
-    ledger.open(2, START)
-    ledger.ended(1, START)
+    opened(ledger, 2)
+    ledger.ended(1, at())
     feed(ledger, 2, 14)
-    assert ledger.ended(2, START) == []
+    assert ledger.ended(2, at(MATURE_AFTER - 1)) == []
     assert ledger.resume_cursor == cursor(11)
 
 
 def test_stable_heir_takes_the_lead_when_the_old_one_ends() -> None:
     ledger = led(10)
-    ledger.open(2, START)
+    opened(ledger, 2)
     feed(ledger, 1, 11)
     feed(ledger, 2, 11, 12)
-    assert ledger.stable(2) == []
+    assert ledger.tick(2, at(TRUSTED)) == []
     assert ledger.resume_cursor == cursor(11)
-    assert ledger.ended(1, START) == []
+    assert ledger.ended(1, at(TRUSTED)) == []
     assert ledger.resume_cursor == cursor(12)
     assert ledger.settled_position().cursor == cursor(12)
 
@@ -325,28 +393,28 @@ def test_repetition_does_not_take_the_cursor_back() -> None:
 def test_connection_does_not_owe_what_a_newer_one_brings_early() -> None:
     # e4 is live, and overtakes on the newer connection; the older one has not come to it yet.
     ledger = Ledger(WINDOW, Position(cursor=cursor(0)))
-    ledger.open(1, START)
+    opened(ledger, 1)
     feed(ledger, 1, 1)
-    ledger.open(2, START)
+    opened(ledger, 2)
     feed(ledger, 1, 2)
     feed(ledger, 2, 4)
-    assert ledger.stable(1) == []
+    assert ledger.tick(1, at(TRUSTED)) == []
 
 
 def test_event_from_the_log_proves_no_replay() -> None:
     ledger = led(1, 2, 3)
-    ledger.open(2, START)
+    opened(ledger, 2)
     feed(ledger, 1, 4)
-    ledger.ended(1, START)
+    ledger.ended(1, at())
     ledger.settle(ledger.admit_from_log(name(5)))
     feed(ledger, 2, 5, 6)  # it goes on live, and never replays e4
-    assert reasons(ledger.stable(2)) == [GapReason.NOT_REPLAYED]
+    assert reasons(ledger.tick(2, at(TRUSTED))) == [GapReason.NOT_REPLAYED]
 
 
 def test_position_after_is_for_what_is_in_hand() -> None:
     ledger = Ledger(WINDOW)
-    ledger.open(1, START)
-    first, second = (ledger.admit(1, name(number), cursor(number))[0] for number in range(2))
+    opened(ledger, 1)
+    first, second = (ledger.admit(1, name(number), cursor(number), at())[0] for number in range(2))
     with pytest.raises(ValueError, match="not in hand"):
         ledger.position_after("never heard of")
     with pytest.raises(ValueError, match="e0 came before"):
@@ -360,16 +428,18 @@ def test_position_after_is_for_what_is_in_hand() -> None:
 
 def test_repetition_by_the_leader_of_an_event_without_a_cursor() -> None:
     ledger = led(10)
-    ledger.open(2, START)
+    opened(ledger, 2)
     feed(ledger, 2, 14)
     feed(ledger, 1, 14, cursors=False)
     assert ledger.resume_cursor == cursor(10)
 
 
 def test_gap_is_closed_when_everything_before_is_settled() -> None:
-    ledger = Ledger(WINDOW)
-    gap = ledger.first_start(START, START + timedelta(seconds=1))
-    ledger.open(1, START)
+    ledger = Ledger(WINDOW, Position(cursor_at=START))
+    opened(ledger, 1, seconds=5)
+    ((entry, (gap,)),) = [ledger.admit(1, "first", None, at(7))]
+    assert (gap.since, gap.until) == (START, START + timedelta(seconds=5))
+    ledger.settle(entry)
     entry = ledger.admit_from_log(name(0))
     ledger.close_gap(gap)
     assert ledger.settled_position().gaps == (gap,)
@@ -388,8 +458,8 @@ def test_window_bounds_what_comes_from_the_log() -> None:
 
 def test_position_stands_before_the_oldest_unsettled_event() -> None:
     ledger = Ledger(WINDOW)
-    ledger.open(1, START)
-    entries = [ledger.admit(1, name(n), cursor(n))[0] for n in range(4)]
+    opened(ledger, 1)
+    entries = [ledger.admit(1, name(n), cursor(n), at())[0] for n in range(4)]
     ledger.settle(entries[2])
     ledger.settle(entries[0])
     position = ledger.settled_position()
@@ -403,7 +473,7 @@ def test_position_stands_before_the_oldest_unsettled_event() -> None:
 
 def test_position_does_not_take_an_events_own_cursor() -> None:
     ledger = led(10)
-    ledger.open(2, START)
+    opened(ledger, 2)
     feed(ledger, 2, 14)  # settled, though 11 to 13 are still owed
     position = ledger.settled_position()
     assert (position.cursor, position.settled) == (cursor(10), (name(14),))
@@ -411,9 +481,9 @@ def test_position_does_not_take_an_events_own_cursor() -> None:
 
 def test_steps_of_the_cursor_without_events_do_not_grow_the_list() -> None:
     ledger = led(0)
-    ledger.open(2, START)
+    opened(ledger, 2)
     feed(ledger, 2, *range(1, 50))
-    stuck, _ = ledger.admit(2, "stuck", cursor(50))
+    stuck, _ = ledger.admit(2, "stuck", cursor(50), at())
     feed(ledger, 1, *range(1, 50))
     assert ledger.unsettled <= 2
     assert ledger.resume_cursor == cursor(49)
@@ -422,33 +492,33 @@ def test_steps_of_the_cursor_without_events_do_not_grow_the_list() -> None:
 
 def test_server_that_takes_a_cursor_and_does_not_replay_is_found_out() -> None:
     ledger = led(10)
-    ledger.open(2, START)
+    opened(ledger, 2)
     feed(ledger, 1, 11)
     feed(ledger, 2, 12)
-    ledger.stable(2)
-    assert reasons(ledger.ended(1, START)) == [GapReason.NOT_REPLAYED]
+    ledger.tick(2, at(TRUSTED))
+    assert reasons(ledger.ended(1, at(TRUSTED))) == [GapReason.NOT_REPLAYED]
 
 
 def test_silent_heir_is_doubted_until_its_next_event() -> None:
     for repeats in (True, False):
         ledger = led(10)
-        ledger.open(2, START)
+        opened(ledger, 2)
         feed(ledger, 1, 11)
-        ledger.stable(2)
-        assert ledger.ended(1, START) == []
+        ledger.tick(2, at(TRUSTED))
+        assert ledger.ended(1, at(TRUSTED)) == []
         found = feed(ledger, 2, *((11,) if repeats else ()), 12)
         assert found == ([] if repeats else [GapReason.NOT_REPLAYED])
 
 
 def test_heir_of_unstable_connections_is_believed_when_it_repeats_their_events() -> None:
     ledger = led(10)
-    ledger.ended(1, START)
-    ledger.open(2, START)
+    ledger.ended(1, at(TRUSTED))
+    opened(ledger, 2)
     feed(ledger, 2, 11, 12)
-    ledger.ended(2, START)
-    ledger.open(3, START)
+    ledger.ended(2, at(TRUSTED))
+    opened(ledger, 3)
     feed(ledger, 3, 11, 12, 13)
-    assert ledger.stable(3) == []
+    assert ledger.tick(3, at(TRUSTED)) == []
     assert ledger.resume_cursor == cursor(13)
 
 
@@ -456,46 +526,48 @@ def test_heir_of_unstable_connections_is_believed_when_it_repeats_their_events()
 def test_heir_without_a_cursor_or_a_promise_is_a_possible_gap_unless_they_meet(promised: bool) -> None:
     for meet in (True, False):
         ledger = Ledger(WINDOW)
-        ledger.open(1, START)
+        opened(ledger, 1)
         feed(ledger, 1, 1, cursors=not promised)
-        ledger.open(2, START, promised=promised)
+        opened(ledger, 2, promised=promised)
         feed(ledger, 1, 2, cursors=not promised)
         feed(ledger, 2, *((2,) if meet else (3,)), cursors=not promised)
-        ledger.stable(2)
+        ledger.tick(2, at(TRUSTED))
         reason = GapReason.NO_CURSOR if promised else GapReason.NOT_PROMISED
-        assert reasons(ledger.ended(1, START)) == ([] if meet else [reason])
+        assert reasons(ledger.ended(1, at(TRUSTED))) == ([] if meet else [reason])
 
 
 def test_outage_without_a_cursor_is_a_gap_at_the_first_event() -> None:
     ledger = Ledger(WINDOW)
-    ledger.open(1, START)
+    opened(ledger, 1)
     feed(ledger, 1, 1, cursors=False)
-    ledger.ended(1, START + timedelta(seconds=5))
-    ledger.open(2, START + timedelta(seconds=9))
-    assert feed(ledger, 2, 2, cursors=False) == [GapReason.NO_CURSOR]
+    ledger.ended(1, at(5))
+    opened(ledger, 2, seconds=9)
+    assert feed(ledger, 2, 2, cursors=False, seconds=10) == [GapReason.NO_CURSOR]
     (gap,) = ledger.gaps
-    assert (gap.since, gap.until) == (START + timedelta(seconds=5), START + timedelta(seconds=9))
+    assert (gap.since, gap.until) == (START, START + timedelta(seconds=9))
     assert feed(ledger, 2, 3, cursors=False) == []
 
 
 def test_connection_on_trial_does_not_lead_until_the_cursor_is_dropped() -> None:
     ledger = led(10)
-    ledger.ended(1, START)
-    assert ledger.open(2, START, with_cursor=False) is None
-    assert ledger.stable(2) == []
-    feed(ledger, 2, 15)
+    ledger.ended(1, at(TRUSTED))
+    assert ledger.open(2, with_cursor=False) is None
+    ledger.live(2, at(TRUSTED))
+    assert ledger.tick(2, at(2 * TRUSTED)) == []
     assert ledger.resume_cursor == cursor(10)
-    assert reasons(ledger.drop_cursor(2)) == [GapReason.CURSOR_DROPPED]
+    assert reasons(ledger.drop_cursor(2, at(2 * TRUSTED))) == [GapReason.CURSOR_DROPPED]
     assert ledger.resume_cursor is None
     assert ledger.settled_position().cursor is None
+    feed(ledger, 2, 15)
+    assert ledger.resume_cursor == cursor(15)
     feed(ledger, 2, 16)
     assert ledger.resume_cursor == cursor(16)
 
 
 def test_window_forgets_the_oldest_but_nothing_unsettled() -> None:
     ledger = Ledger(10)
-    ledger.open(1, START)
-    stuck, _ = ledger.admit(1, "stuck", cursor(0))
+    opened(ledger, 1)
+    stuck, _ = ledger.admit(1, "stuck", cursor(0), at())
     feed(ledger, 1, *range(1, 30))
     assert ledger.knows("stuck")
     ledger.settle(stuck)
@@ -506,7 +578,7 @@ def test_window_forgets_the_oldest_but_nothing_unsettled() -> None:
 
 def test_what_waits_for_a_proof_is_bounded() -> None:
     ledger = led(0, window=20)
-    ledger.open(2, START)
+    opened(ledger, 2)
     found = feed(ledger, 2, *range(1, 30))
     assert found == [GapReason.UNPROVED]
     assert ledger.resume_cursor == cursor(29)
@@ -515,33 +587,33 @@ def test_what_waits_for_a_proof_is_bounded() -> None:
 def test_gaps_are_bounded_and_counted_on() -> None:
     ledger = Ledger(WINDOW)
     for n in range(MAX_GAPS + 10):
-        ledger.open(n, START)
+        opened(ledger, n)
         feed(ledger, n, n, cursors=False)
-        ledger.ended(n, START)
+        ledger.ended(n, at(TRUSTED))
     assert (len(ledger.gaps), ledger.gap_count) == (MAX_GAPS, MAX_GAPS + 9)
-    assert ledger.ended(99_999, START) == []
+    assert ledger.ended(99_999, at(TRUSTED)) == []
 
 
 def test_position_survives_a_restart_with_its_gaps() -> None:
     ledger = Ledger(WINDOW)
     for n in range(2):
-        ledger.open(n, START)
+        opened(ledger, n)
         feed(ledger, n, n, cursors=False)
-        ledger.ended(n, START)
-    position = ledger.settled_position(START)
+        ledger.ended(n, at(TRUSTED))
+    position = ledger.settled_position(at(TRUSTED))
     again = Ledger(WINDOW, position)
-    assert again.settled_position(START) == position
+    assert again.settled_position(at(0)) == position
     assert again.gap_count == 1
 
 
 def test_restart_with_a_settled_event_past_the_cursor_keeps_it_pinned() -> None:
     position = Position(cursor=cursor(5), settled=(name(7),), recent=(name(4), name(5)))
     ledger = Ledger(WINDOW, position)
-    assert ledger.open(1, START) == cursor(5)
+    assert opened(ledger, 1) == cursor(5)
     feed(ledger, 1, 6)
     assert name(7) in ledger.settled_position().settled
     feed(ledger, 1, 7, 8)
-    assert ledger.stable(1) == []
+    assert ledger.tick(1, at(TRUSTED)) == []
     assert ledger.resume_cursor == cursor(8)
     assert ledger.settled_position().cursor == cursor(8)
 
@@ -549,17 +621,366 @@ def test_restart_with_a_settled_event_past_the_cursor_keeps_it_pinned() -> None:
 def test_stretches_joined_again_and_again_are_one() -> None:
     ledger = led(0)
     for n in range(2, 8):
-        ledger.open(n, START)
+        opened(ledger, n)
         feed(ledger, n - 1, n)
         feed(ledger, n, n)
-        ledger.stable(n)
-        assert ledger.ended(n - 1, START) == []
-    ledger.open(8, START)
-    ledger.open(9, START)
+        ledger.tick(n, at(TRUSTED))
+        assert ledger.ended(n - 1, at(TRUSTED)) == []
+    opened(ledger, 8)
+    opened(ledger, 9)
     feed(ledger, 8, 20)
     feed(ledger, 9, 20)
     feed(ledger, 7, 20)
     feed(ledger, 9, 20)
-    ledger.ended(8, START)
-    ledger.stable(9)
-    assert ledger.ended(7, START) == []
+    ledger.ended(8, at(TRUSTED))
+    ledger.tick(9, at(TRUSTED))
+    assert ledger.ended(7, at(TRUSTED)) == []
+
+
+# ---- what is trusted, and when -------------------------------------------------------------------------------------
+
+
+def resumed(*numbers: int, seconds: float = 0.0) -> Ledger:
+    """Give a ledger whose first connection delivered *numbers* and ended, and whose second has resumed after them."""
+    ledger = led(*numbers)
+    ledger.ended(1, at(seconds))
+    opened(ledger, 2, seconds)
+    return ledger
+
+
+@pytest.mark.parametrize("cursors", [True, "opaque"])
+def test_live_events_between_the_pages_of_a_replay_do_not_move_the_cursor(cursors: bool | str) -> None:
+    ledger = led(0, *(10,) if cursors is True else ())
+    if cursors != True:  # noqa: E712  # "opaque" is true, too
+        feed(ledger, 1, 10, cursors=cursors)
+    ledger.ended(1, at(0))
+    opened(ledger, 2)
+    for page in range(5):  # a page every 5 s, and a live event behind each
+        feed(ledger, 2, 11 + page, 50 + page, cursors=cursors, seconds=5.0 * page)
+        ledger.tick(2, at(5.0 * page + 4))
+        assert not ledger.trusts(2)
+        ledger_cursor = ledger.resume_cursor
+        assert ledger_cursor is not None
+        assert int(ledger_cursor.replace("1-", "").removeprefix("opaque ")) <= 11 + page
+    ledger.ended(2, at(24))
+    assert opened(ledger, 3) == ledger_cursor
+
+
+def test_part_of_a_replay_that_steps_back_moves_the_cursor_at_once() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 50, 11)
+    assert ledger.resume_cursor == cursor(11)
+    feed(ledger, 2, 51, 12, 13)
+    assert ledger.resume_cursor == cursor(13)
+    assert set(ledger.settled_position().settled) == {name(50), name(51)}
+
+
+def test_event_that_was_sent_again_is_no_part_of_the_replay() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 50, 51, 50, 51)
+    assert ledger.resume_cursor == cursor(10)
+
+
+def test_event_older_than_the_subscription_moves_the_cursor_at_once() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 11, 12, 13)
+    assert ledger.resume_cursor == cursor(10)  # they may be live, before a replay
+    ledger.ended(2, at(8))
+    opened(ledger, 3, 9)
+    feed(ledger, 3, 11, seconds=9)
+    assert ledger.resume_cursor == cursor(11)
+    feed(ledger, 3, 12, 13, 14, seconds=9)
+    assert ledger.resume_cursor == cursor(13)
+
+
+def test_opaque_cursor_moves_to_a_repeated_event_that_is_older_than_the_attempt() -> None:
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    feed(ledger, 1, 10, cursors="opaque")
+    ledger.ended(1, at(1))
+    opened(ledger, 2, 1)
+    feed(ledger, 2, 11, 12, cursors="opaque", seconds=2)
+    ledger.ended(2, at(9))
+    mark = ledger.mark()
+    ledger.open(3, mark=mark)
+    ledger.live(3, at(10))
+    feed(ledger, 3, 11, cursors="opaque", seconds=10)
+    assert ledger.resume_cursor == "opaque 11"
+    feed(ledger, 3, 13, cursors="opaque", seconds=10)
+    assert ledger.resume_cursor == "opaque 11"
+
+
+def test_connections_that_live_shorter_than_stable_get_past_a_backlog() -> None:
+    ledger = led(0)
+    ledger.ended(1, at(0))
+    published = 500
+    generation = 1
+    while ledger.resume_cursor != cursor(published - 1):
+        generation += 1
+        assert generation < 60
+        where = opened(ledger, generation, 8.0 * generation)
+        assert where is not None
+        first = int(where.removeprefix("1-")) + 1
+        feed(ledger, generation, *range(first, min(first + 50, published)), seconds=8.0 * generation)
+        ledger.tick(generation, at(8.0 * generation + 7))
+        ledger.ended(generation, at(8.0 * generation + 8))
+    assert all(ledger.knows(name(n)) for n in range(published))
+    assert ledger.gap_count == 0
+
+
+def test_time_in_which_nothing_is_read_shows_nothing_about_a_replay() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 50)
+    ledger.waited(2, 100.0)
+    ledger.tick(2, at(105))
+    assert ledger.resume_cursor == cursor(10)
+    ledger.tick(2, at(100 + MATURE_AFTER))
+    assert ledger.resume_cursor == cursor(50)
+
+
+def test_cursor_matures_when_nothing_steps_back() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 11, 12)
+    feed(ledger, 2, 13, cursors=False)
+    feed(ledger, 2, 14, seconds=5)
+    ledger.tick(2, at(MATURE_AFTER))
+    assert ledger.resume_cursor == cursor(12)
+    assert set(ledger.settled_position().settled) == {name(13), name(14)}
+    ledger.tick(2, at(MATURE_AFTER + 5))
+    assert ledger.resume_cursor == cursor(14)
+    assert ledger.settled_position().settled == ()
+    feed(ledger, 2, 15, seconds=TRUSTED)
+    ledger.tick(2, at(TRUSTED))
+    assert ledger.trusts(2)
+    assert ledger.resume_cursor == cursor(15)
+
+
+def test_many_events_without_a_step_back_mature_without_waiting() -> None:
+    ledger = led(0, window=40)
+    ledger.ended(1, at(0))
+    opened(ledger, 2)
+    ledger.tick(2, at(MATURE_AFTER))
+    assert feed(ledger, 2, *range(1, 200), seconds=MATURE_AFTER) == []
+    assert ledger.resume_cursor is not None
+    assert int(ledger.resume_cursor.removeprefix("1-")) >= 180
+
+
+def test_new_cursor_format_is_treated_as_opaque() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 11)
+    feed(ledger, 2, 12, cursors="opaque", seconds=1)
+    ledger.tick(2, at(MATURE_AFTER + 1))
+    assert ledger.resume_cursor == cursor(10)
+    ledger.tick(2, at(TRUSTED + 1))
+    assert ledger.resume_cursor == "opaque 12"
+
+
+def test_older_connection_covers_what_the_next_one_left_in_its_trail() -> None:
+    ledger = led(10)
+    opened(ledger, 2)
+    feed(ledger, 2, 11, 12)
+    feed(ledger, 1, 11, 12, 13)
+    feed(ledger, 2, 14)
+    assert ledger.resume_cursor == cursor(13)
+    ledger.ended(1, at(MATURE_AFTER))
+    assert ledger.resume_cursor == cursor(14)
+
+
+def test_replay_that_came_while_another_connection_led_counts_when_that_ends() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 13)
+    opened(ledger, 3, 1)
+    feed(ledger, 3, 11, 12, seconds=1)
+    assert ledger.resume_cursor == cursor(10)
+    ledger.ended(2, at(2))
+    assert ledger.resume_cursor == cursor(12)
+    for cursors in ("opaque", True):
+        other = led(10)
+        feed(other, 1, 20, cursors=cursors)
+        other.ended(1, at(0))
+        opened(other, 2)
+        feed(other, 2, 21, cursors=cursors)
+        opened(other, 3)
+        feed(other, 3, 21, cursors=cursors)
+        other.ended(2, at(1))
+        assert other.resume_cursor == (f"opaque {21}" if cursors == "opaque" else cursor(21))
+
+
+def test_broken_promise_counts_until_a_connection_leads() -> None:
+    ledger = led(10)
+    assert opened(ledger, 2, promised=False) == cursor(10)
+    ledger.ended(1, at(0))
+    ledger.ended(2, at(1))  # it dies young; what it missed is not forgotten
+    opened(ledger, 3, 2)
+    feed(ledger, 3, 20, seconds=2)
+    assert reasons(ledger.tick(3, at(2 + MATURE_AFTER))) == [GapReason.NOT_PROMISED]
+    ledger.ended(3, at(15))
+    opened(ledger, 4, 16)
+    assert ledger.tick(4, at(16 + MATURE_AFTER)) == []
+
+
+def test_server_that_resumes_without_a_promise_is_believed() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 50)
+    opened(ledger, 3, promised=False)
+    feed(ledger, 3, 11)  # older than the subscription, so that the server does replay
+    ledger.ended(2, at(1))
+    assert ledger.tick(3, at(MATURE_AFTER)) == []
+    assert ledger.resume_cursor == cursor(11)
+
+
+def test_connection_that_ended_unread_leaves_a_possible_gap_unless_the_next_replays() -> None:
+    for replays in (False, True):
+        ledger = led(10)
+        ledger.ended(1, at(0), unread=True)
+        opened(ledger, 2)
+        feed(ledger, 2, *(50, 11) if replays else (50,))
+        expected = [] if replays else [GapReason.UNREAD]
+        assert reasons(ledger.tick(2, at(MATURE_AFTER))) == expected
+
+
+def test_held_event_of_an_ended_connection_stays_known_until_the_cursor_passes_it() -> None:
+    ledger = resumed(10)
+    entry = ledger.admit_apart(name(30))
+    ledger.settle(entry)
+    assert ledger.settled_position().settled == (name(30),)
+    feed(ledger, 2, 50, 30)
+    assert ledger.resume_cursor == cursor(30)
+    assert name(30) not in ledger.settled_position().settled
+    other = Ledger(WINDOW)
+    other.settle(other.admit_apart(name(1)))
+    assert other.settled_position().settled == ()
+
+
+def test_ticks_of_an_ended_or_silent_connection_change_nothing() -> None:
+    ledger = resumed(10)
+    assert ledger.tick(7, at(1)) == []
+    assert ledger.trusts(7)
+    assert not ledger.is_open(7)
+    ledger.open(3)
+    ledger.ended(2, at(1))
+    assert ledger.tick(3, at(TRUSTED)) == []
+    assert not ledger.trusts(3)
+
+
+# ---- spans ---------------------------------------------------------------------------------------------------------
+
+
+def test_gap_begins_when_the_resume_cursor_stood() -> None:
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    feed(ledger, 1, 1, seconds=5)
+    ledger.last_life = at(100)[0]  # heartbeats went on
+    opened(ledger, 2, 100, promised=False)
+    ledger.ended(1, at(110))
+    ledger.tick(2, at(120))
+    (gap,) = ledger.gaps
+    assert (gap.since, gap.until) == (at(5)[0], at(100)[0])
+
+
+def test_gap_of_a_replay_begins_when_the_cursor_that_it_began_at_stood() -> None:
+    # e11, published long before it was replayed, does not show that nothing older is missing.
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    feed(ledger, 1, 10, seconds=5)
+    ledger.ended(1, at(6))
+    opened(ledger, 2, 1000)
+    feed(ledger, 2, 50, 11, seconds=1000)
+    assert ledger.resume_cursor == cursor(11)
+    assert ledger.settled_position(at(1001)).cursor_at == at(5)[0]
+    ledger.ended(2, at(1002))
+    opened(ledger, 3, 1003, promised=False)
+    ledger.tick(3, at(1013))
+    (gap,) = ledger.gaps
+    assert (gap.since, gap.until) == (at(5)[0], at(1003)[0])
+
+
+@pytest.mark.parametrize("jump", [timedelta(hours=-1), timedelta(hours=1)])
+def test_gap_spans_the_loss_on_either_reading_of_a_clock_that_was_set(jump: timedelta) -> None:
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    feed(ledger, 1, 10, cursors=False, seconds=100)
+
+    def later(seconds: float) -> tuple[datetime, float]:
+        return START + jump + timedelta(seconds=seconds), seconds
+
+    ledger.ended(1, later(110))
+    ledger.open(2)
+    ledger.live(2, later(120))
+    ledger.admit(2, name(11), None, later(121))
+    (gap,) = ledger.gaps
+    assert gap.since is not None
+    assert gap.since <= min(at(100)[0], later(100)[0])
+    assert gap.since <= gap.until
+    assert gap.until >= later(120)[0]
+
+
+def test_gap_after_a_restart_is_never_empty_backwards() -> None:
+    ledger = Ledger(WINDOW, Position(cursor_at=START + timedelta(days=1)))  # the clock was set back since
+    opened(ledger, 1, 5)
+    feed(ledger, 1, 1, cursors=False, seconds=6)
+    (gap,) = ledger.gaps
+    assert gap.since == gap.until == at(5)[0]
+
+
+def test_first_start_is_no_gap_and_a_crash_before_any_event_leaves_one() -> None:
+    ledger = Ledger(WINDOW)
+    ledger.note_start(at(3))
+    assert ledger.gap_count == 0
+    position = Position.from_json(ledger.settled_position(at(4)).to_json())
+    assert position.cursor_at == at(3)[0]
+    again = Ledger(WINDOW, position)
+    opened(again, 1, 50)
+    assert feed(again, 1, 7, seconds=51) == [GapReason.NO_CURSOR]
+    assert (again.gaps[0].since, again.gaps[0].until) == (at(3)[0], at(50)[0])
+
+
+# ---- bounds --------------------------------------------------------------------------------------------------------
+
+
+def test_position_without_a_cursor_keeps_no_ids() -> None:
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    feed(ledger, 1, *range(5_000), cursors=False)
+    position = ledger.settled_position(at())
+    assert (position.settled, position.recent) == ((), ())
+    assert len(position.to_json()) < 500
+
+
+class NeverWalked(dict[str, Entry]):
+    """A dict that is only looked up: one that loses its first items is walked over all that it has ever lost."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("walked")
+
+    items = keys = values = __iter__  # type: ignore[assignment]
+
+
+def test_forgetting_an_id_costs_the_same_however_many_were_forgotten() -> None:
+    ledger = Ledger(100)
+    opened(ledger, 1)
+    ledger._ids = NeverWalked()
+    feed(ledger, 1, *range(1_000))
+    assert len(ledger._ids) == len(ledger._order) == 100
+    assert all(ledger.knows(name(number)) == (number >= 900) for number in range(1_000))
+
+
+def test_held_events_are_bounded_as_everything_that_waits_for_a_proof() -> None:
+    ledger = led(0, window=20)
+    ledger.ended(1, at())
+    assert ledger.open(2, with_cursor=False) is None
+    ledger.live(2, at())
+    assert GapReason.UNPROVED in feed(ledger, 2, *range(1, 30))
+    assert ledger.resume_cursor == cursor(29)
+
+
+def test_late_pins_of_a_slow_program_are_dropped_when_their_cursor_is_passed() -> None:
+    ledger = led(0)
+    opened(ledger, 2)
+    stuck, _ = ledger.admit(1, "stuck", cursor(1), at())
+    feed(ledger, 2, 2, 3, 4)
+    feed(ledger, 1, 2, 3, 4)
+    assert set(ledger.settled_position().settled) == {name(2), name(3), name(4)}
+    ledger.settle(stuck)
+    assert ledger.settled_position().settled == ()
+    assert ledger.settled_position().cursor == cursor(4)

@@ -4,7 +4,7 @@ import logging
 
 import trio
 
-from kadoa_trio import Failed, GapReason, Lost, PossibleGap, Realtime, State, open_realtime
+from kadoa_trio import Failed, Lost, PossibleGap, Realtime, State, open_realtime
 
 DEAF_FOR = 120.0
 """An outage is news after so many seconds; single losses are every day's."""
@@ -18,7 +18,7 @@ async def alert(text: str) -> None:
 async def watch_notices(realtime: Realtime) -> None:
     async for notice in realtime.notices:
         match notice:
-            case PossibleGap(gap=gap) if gap.reason is not GapReason.FIRST_START:
+            case PossibleGap():
                 await alert(str(notice))
             case Failed():
                 await alert(str(notice))
