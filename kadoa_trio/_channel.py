@@ -88,6 +88,7 @@ class Intake:
         self._max_bytes = settings.max_buffered_bytes
         self._max_unsettled = settings.max_unsettled
         self._max_settled = math.inf
+        self._in_hand = 0  # put and not settled: once admitted, an event may be settled before the next save
         self._ledger = ledger
         self._reporter = reporter
         self._on_settled = on_settled
@@ -115,11 +116,11 @@ class Intake:
             # One that is larger than the whole budget is let in alone, or it could never be delivered.
             and (self._bytes + size <= self._max_bytes or not self._events)
             and self._ledger.unsettled < self._max_unsettled
-            and self._ledger.settled_count < self._max_settled
+            and self._ledger.settled_count + self._in_hand < self._max_settled
         ) or self.closed
 
     def saved(self, count: int) -> None:
-        """Record that the position is saved up to the settlement of this number: so far, and no further, may others go."""
+        """Record that the position covers the first *count* settlements; maximum unsaved after it: ``max_unsaved``."""
         self._max_settled = count + self._settings.max_unsaved
         if self._waiting or self._paused:
             self._make_room()
@@ -149,6 +150,7 @@ class Intake:
     def put(self, event: Event, entry: Entry) -> None:
         """Put an admitted event into the buffer."""
         parcel = _Parcel(event, entry)
+        self._in_hand += 1
         self._events += 1
         self._bytes += event.size
         if self._growing is not None:
@@ -226,6 +228,11 @@ class Intake:
         self._on_settled(event)
         if self._waiting or self._paused:
             self._make_room()
+
+    def settle_parcel(self, parcel: _Parcel) -> None:
+        """Settle an event that was put into the buffer and taken."""
+        self._in_hand -= 1
+        self.settle(parcel.event, parcel.entry)
 
     def _make_room(self) -> None:
         settings, ledger = self._settings, self._ledger
@@ -339,7 +346,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         parcel, self._current = self._current, None
         self._owner = None
         if parcel is not None:
-            self._intake.settle(parcel.event, parcel.entry)
+            self._intake.settle_parcel(parcel)
 
     def delivery(self) -> Delivery:
         """Receive an event for a block, and settle it at the block's end.
@@ -420,7 +427,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
                     "give each task a clone()"
                 )
             self._current = None
-            self._intake.settle(parcel.event, parcel.entry)
+            self._intake.settle_parcel(parcel)
 
     @trio.lowlevel.enable_ki_protection
     async def _take(self) -> _Parcel:
@@ -489,6 +496,6 @@ class Delivery:
     ) -> None:
         parcel = self._require()
         if exc is None:
-            self._channel._intake.settle(parcel.event, parcel.entry)
+            self._channel._intake.settle_parcel(parcel)
         else:
             self._channel._intake.put_back(parcel)

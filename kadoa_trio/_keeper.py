@@ -2,6 +2,9 @@
 
 Write-behind: one save at a time, then the newest position. Nothing waits for
 a save, except that admission pauses when too many settled events are unsaved.
+
+Nothing is saved before the saved position was taken up, or was known to be
+absent: a start that is cut short or fails leaves the store as it is.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ class Keeper:
         """Saves that succeeded."""
         self.failures: int = 0
         """Saves that failed."""
+        # `max_unsaved` holds from the first event on.
+        on_saved(0)
 
     @property
     def unsaved(self) -> int:
@@ -73,22 +78,47 @@ class Keeper:
         Before anything is subscribed to: a crash at any time after that finds
         a position, and so knows since when events may be missing.
 
+        Cancelled or failed, it has saved nothing, or the first position of a
+        first start.
+
         Raises:
-            CursorStoreError: the store cannot be used, or another client owns the consumer.
+            CursorStoreError: the store cannot be used, another client owns
+                the consumer, or the saved position cannot be taken up.
         """
-        session = await self._guarded(self._store.open, team, self._consumer)
-        self._session = session
-        position = await self._guarded(session.load)
+        session = self._session = await self._guarded(self._store.open, team, self._consumer)
+        position = await self._load(session, team)
         if position is None:
             self._ledger.note_start(self._reporter.moment())
             self._ledger.team = team
-            await self._guarded(session.save, self.position())
+            await self._bounded("saved", session.save, self.position())
             self._reporter.publish(FirstStart, consumer=self._consumer)
         else:
             self._ledger.restore(position)
             self._ledger.team = team
             self._reporter.publish(Resumed, cursor=position.cursor, last_life=position.last_life)
         self._opened.set()
+
+    async def _load(self, session: CursorSession, team: str) -> Position | None:
+        whose = f"the position of consumer {self._consumer!r} of team {team}"
+        try:
+            position = await self._bounded("loaded", session.load)
+        except OwnershipLostError:
+            raise
+        except CursorStoreError as exc:
+            raise CursorStoreError(
+                f"{whose} was not loaded ({exc}); it is left as it is, and the client does not start. Open the client "
+                "with another consumer= to begin without it"
+            ) from exc
+        if position is not None and not isinstance(position, Position):
+            raise CursorStoreError(
+                f"{self._store!r} has loaded {type(position).__name__} for {whose}, not a Position; it is left as it is"
+            )
+        if position is not None and position.team not in (None, team):
+            raise CursorStoreError(
+                f"{whose}, to which the API key belongs, is a position in the stream of team {position.team}; it is left as "
+                f"it is, and the client does not start. Use a key of team {position.team}, or another consumer="
+            )
+        return position
 
     async def run(self) -> None:
         """Save whenever something has changed, until cancelled.
@@ -129,17 +159,12 @@ class Keeper:
         if position == self._saved:
             await trio.lowlevel.checkpoint()
             return
-        saved = False
         try:
-            with trio.move_on_after(SAVE_TIMEOUT):
-                await self._guarded(self._session.save, position)
-                saved = True
-        finally:
-            if not saved:
-                # Cancelled, or failed: it is as if it had not been tried.
-                self.touch()
-        if not saved:
-            raise CursorStoreError(f"{self._store!r} has not saved within {SAVE_TIMEOUT:g} s")
+            await self._bounded("saved", self._session.save, position)
+        except BaseException:
+            # Cancelled, or failed: it is as if it had not been tried.
+            self.touch()
+            raise
         self.saves += 1
         self._saved, self._saved_count = position, count
         self._on_saved(count)
@@ -147,16 +172,18 @@ class Keeper:
     async def finish(self, deadline: float) -> CursorStoreError | None:
         """Save for the last time and give the ownership up, by *deadline* on Trio's clock.
 
-        To be called under a shield. Returns what went wrong now; what `run` has raised is not repeated.
+        Nothing is saved if no position was taken up. To be called under a
+        shield. Returns what went wrong now; what `run` has raised is not
+        repeated.
         """
         session = self._session
         if session is None:
             return None
         fault: CursorStoreError | None = None
-        if self._lost is None:
+        if self._opened.is_set() and self._lost is None:
             with trio.CancelScope(deadline=deadline) as scope:
                 try:
-                    await self._save()
+                    await self._save_last()
                 except OwnershipLostError as exc:
                     fault = exc
                 except CursorStoreError as exc:
@@ -177,6 +204,24 @@ class Keeper:
             except CursorStoreError as exc:
                 fault = fault or exc
         return fault
+
+    async def _save_last(self) -> None:
+        try:
+            await self._save()
+        except OwnershipLostError:
+            raise
+        except CursorStoreError as exc:
+            # Once more: a store whose file was lost makes it again.
+            self.failures += 1
+            self._reporter.publish(PositionNotSaved, why=str(exc), delay=0.0, unsaved=self.unsaved)
+            await self._save()
+            self._reporter.publish(PositionSaved, failures=1)
+
+    async def _bounded(self, what: str, function: Callable[[*_Args], Awaitable[_T]], *args: *_Args) -> _T:
+        """Call the store, within `SAVE_TIMEOUT`."""
+        with trio.move_on_after(SAVE_TIMEOUT):
+            return await self._guarded(function, *args)
+        raise CursorStoreError(f"{self._store!r} has not {what} within {SAVE_TIMEOUT:g} s")
 
     async def _guarded(self, function: Callable[[*_Args], Awaitable[_T]], *args: *_Args) -> _T:
         """Call the store. Whatever a store of somebody's own raises is a fault of the store."""

@@ -12,25 +12,30 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import sqlite3
+import stat
 import sys
 import tempfile
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol, TypeVar, final
+from typing import Final, NoReturn, Protocol, TypeVar, final
 
 import attrs
 import trio
 
 from ._errors import ConsumerOwnedError, CursorStoreError, OwnershipLostError
+from ._files import FileLock, identity, printable
 from ._ledger import Position
 
 _APPLICATION_ID: Final = 0x4B61646F  # "Kado": tells SQLite files of ours from others
 _SCHEMA: Final = 1
 _BUSY_TIMEOUT: Final = 1.0
 """How long a statement waits for another process that is writing, in seconds."""
+_OPEN_TIMEOUT: Final = 10.0
+"""How long opening may take, in seconds."""
 
 T = TypeVar("T")
 
@@ -154,6 +159,14 @@ class SQLiteCursorStore:
 
     Opening raises `CursorStoreError` for a file that is damaged, of another
     program, or of a newer version of this library, and leaves it as it is.
+
+    A file that is deleted, replaced, truncated or overwritten while it is
+    used is noticed at the next save, which fails and says so. The save after
+    it opens the path anew, as at a start: a missing or empty file is created
+    again, one that is not a store is refused and left as it is.
+
+    A process that was forked while a session is open does not share its
+    ownership, and cannot use it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, take_over: bool = False) -> None:
@@ -164,51 +177,162 @@ class SQLiteCursorStore:
         return f"<SQLiteCursorStore {str(self._path)!r}>"
 
     async def open(self, team: str, consumer: str) -> CursorSession:
-        """Become the owner; see `CursorStore.open`. It is not cancelled in the middle, which takes a second at most."""
-        return await trio.to_thread.run_sync(self._open, team, consumer)
+        """Become the owner; see `CursorStore.open`.
 
-    def _open(self, team: str, consumer: str) -> CursorSession:
-        path = self._path
-        with _explained(path):
-            _create(path)
-            _check(path)
-        lock = _Lock(Path(f"{path}.{hashlib.sha256(json.dumps([team, consumer]).encode()).hexdigest()[:16]}.lock"))
-        try:
-            owner = lock.take(force=self._take_over)
-        except OSError as exc:
-            raise CursorStoreError(f"{path}: the lock beside it cannot be taken: {exc.strerror}") from None
-        if owner is not None:
-            raise ConsumerOwnedError(f"{path}: consumer {consumer!r} of team {team} is owned by {owner}")
-        connection: sqlite3.Connection | None = None
-        try:
-            with _explained(path):
-                connection = _connect(path)
-                with connection:
-                    connection.execute("BEGIN IMMEDIATE")
-                    (number,) = connection.execute(
-                        "INSERT INTO positions (team, consumer, ownership, owner) VALUES (?, ?, 1, ?)"
-                        " ON CONFLICT (team, consumer) DO UPDATE SET ownership = ownership + 1, owner = excluded.owner"
-                        " RETURNING ownership",
-                        (team, consumer, _identity()),
-                    ).fetchone()
-        except BaseException:
-            if connection is not None:
-                connection.close()
-            lock.release()
-            raise
-        return _SQLiteSession(path, connection, lock, team, consumer, number)
+        Cancellation does not wait for the disk. Opening then ends in its
+        thread, which gives up at once what it has taken.
+
+        Raises:
+            ConsumerOwnedError: a client that lives owns it.
+            CursorStoreError: the file cannot be used, or opening it takes
+                more than 10 s.
+        """
+        opening = _Opening(self._path, team, consumer, self._take_over)
+        with trio.move_on_after(_OPEN_TIMEOUT):
+            try:
+                return await trio.to_thread.run_sync(
+                    opening.run, abandon_on_cancel=True, limiter=_opening_limiter(self._path)
+                )
+            except BaseException:
+                opening.abandon()
+                raise
+        raise CursorStoreError(
+            f"{self._path}: not opened within {_OPEN_TIMEOUT:g} s, because the disk does not answer or an earlier opening "
+            "of this file still waits for it; nothing was changed"
+        )
+
+
+_opening_limiters: Final = trio.lowlevel.RunVar[weakref.WeakValueDictionary[Path, trio.CapacityLimiter]](
+    "kadoa_trio._stores._opening_limiters"
+)
+
+
+def _opening_limiter(path: Path) -> trio.CapacityLimiter:
+    """Give the limiter of the threads that open *path*.
+
+    One thread for each path: a disk that hangs holds one thread, however
+    often its store is opened, and none of Trio's default limiter.
+    """
+    try:
+        limiters = _opening_limiters.get()
+    except LookupError:
+        limiters = weakref.WeakValueDictionary()
+        _opening_limiters.set(limiters)
+    # A thread that runs keeps its limiter alive.
+    limiter = limiters.get(path)
+    if limiter is None:
+        limiter = limiters[path] = trio.CapacityLimiter(1)
+    return limiter
+
+
+class _Opening:
+    """Opens a session in a thread; one that nobody waits for any more is closed by that thread."""
+
+    def __init__(self, path: Path, team: str, consumer: str, force: bool) -> None:
+        self._path = path
+        self._team = team
+        self._consumer = consumer
+        self._force = force
+        self._guard = threading.Lock()
+        self._session: _SQLiteSession | None = None
+        self._abandoned = False
+
+    def run(self) -> _SQLiteSession:
+        session = _open_session(self._path, self._team, self._consumer, self._force)
+        with self._guard:
+            abandoned = self._abandoned
+            self._session = session
+        if abandoned:
+            session.discard()
+        return session
+
+    def abandon(self) -> None:
+        """Close the session, now or when its thread has opened it. Never waits."""
+        # The lock is not released before the thread ends: a thread that wakes up late would
+        # otherwise take the ownership from the next owner.
+        with self._guard:
+            self._abandoned = True
+            session = self._session
+        if session is not None:
+            trio.lowlevel.start_thread_soon(session.discard, _ignore)
+
+
+def _ignore(_outcome: object) -> None:
+    pass
+
+
+def _open_session(path: Path, team: str, consumer: str, force: bool) -> _SQLiteSession:
+    # Two paths to one file have one lock; SQLite names its files beside it in the same way.
+    path = Path(os.path.realpath(path))
+    lock = FileLock(Path(f"{path}.{hashlib.sha256(json.dumps([team, consumer]).encode()).hexdigest()[:16]}.lock"))
+    session = _SQLiteSession(path, lock, team, consumer)
+    try:
+        session.begin(force=force)
+    except BaseException:
+        lock.release()
+        raise
+    return session
+
+
+@attrs.frozen
+class _Identity:
+    """Which files stand at the paths of a database, and whether the file itself has changed."""
+
+    file: tuple[int, int] | None
+    beside: tuple[tuple[int, int] | None, ...]
+    """SQLite's log of writes and its index: a save that goes into a removed one is lost."""
+    content: tuple[int, int, int]
+    """Size and times of the file. SQLite changes it at a checkpoint only, every 1,000 pages."""
+
+    @classmethod
+    def at(cls, path: Path) -> _Identity:
+        found = _stat(path)
+        return cls(
+            _number(found),
+            tuple(_number(_stat(Path(f"{path}{ending}"))) for ending in ("-wal", "-shm")),
+            (0, 0, 0) if found is None else (found.st_size, found.st_mtime_ns, found.st_ctime_ns),
+        )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _number(found: os.stat_result | None) -> tuple[int, int] | None:
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
+_DAMAGE: Final = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+"""SQLite's codes after which a connection is not used again: what it has open may not be what is at the path."""
 
 
 @attrs.define(eq=False)
 class _SQLiteSession:
     _path: Path
-    _connection: sqlite3.Connection = attrs.field(repr=False)
-    _lock: _Lock = attrs.field(repr=False)
+    _lock: FileLock = attrs.field(repr=False)
     _team: str
     _consumer: str
-    _number: int
+    _number: int = 0
+    _connection: sqlite3.Connection | None = attrs.field(default=None, repr=False)
+    """None while the file is lost: the next save opens it anew."""
+    _identity: _Identity | None = attrs.field(default=None, repr=False)
+    _process: int = attrs.field(factory=os.getpid)
     # One thread at a time; an abandoned one keeps its place until it ends.
     _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1), repr=False)
+    _guard: threading.Lock = attrs.field(factory=threading.Lock, repr=False)
+    _busy: bool = False
+    _leaving: bool = False
 
     async def load(self) -> Position | None:
         text = await self._run(self._load)
@@ -216,7 +340,7 @@ class _SQLiteSession:
             return None
         try:
             return Position.from_json(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise CursorStoreError(
                 f"{self._path}: the position of consumer {self._consumer!r} cannot be read: {exc}"
             ) from None
@@ -225,41 +349,202 @@ class _SQLiteSession:
         await self._run(lambda: self._save(position.to_json()))
 
     async def aclose(self) -> None:
+        if self._is_forked():
+            await trio.lowlevel.checkpoint()
+            return
         self._lock.release()
-        if self._limiter.borrowed_tokens:
-            # A thread that hangs in a statement would be waited for. (Otherwise this would keep SQLite from tidying up.)
-            self._connection.interrupt()
-        await self._run(self._connection.close)
+        with self._guard:
+            self._leaving = True
+            busy = self._busy
+        if busy:
+            # The thread closes the connection when its statement has ended.
+            self._interrupt()
+            async with self._limiter:
+                return
+        try:
+            await trio.to_thread.run_sync(self._disconnect, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+        except BaseException:
+            trio.lowlevel.start_thread_soon(self._disconnect, _ignore)
+            raise
+
+    def discard(self) -> None:
+        """Close it. Blocks, and only before it was used."""
+        self._lock.release()
+        self._disconnect()
 
     async def _run(self, function: Callable[[], T]) -> T:
-        def explained() -> T:
-            with _explained(self._path):
-                return function()
+        if self._is_forked():
+            raise CursorStoreError(
+                f"{self._path}: process {self._process} owns consumer {self._consumer!r}, and process {os.getpid()} was "
+                "forked from it and cannot use its session; nothing was read or saved. Open a client in each process"
+            )
+
+        def work() -> T:
+            with self._guard:
+                if self._leaving:
+                    raise CursorStoreError(f"{self._path}: the session was closed")
+                self._busy = True
+            try:
+                with _explained(self._path):
+                    return function()
+            finally:
+                with self._guard:
+                    self._busy = False
+                    leaving = self._leaving
+                if leaving:
+                    self._disconnect()
 
         # Abandoned when cancelled: SQLite's transactions see to it that a save is whole or not there.
         try:
-            return await trio.to_thread.run_sync(explained, abandon_on_cancel=True, limiter=self._limiter)
+            return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
         except trio.Cancelled:
-            self._connection.interrupt()
+            self._interrupt()
             raise
 
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._process
+
+    def _interrupt(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(sqlite3.ProgrammingError):  # closed meanwhile
+                connection.interrupt()
+
+    # ---- in a thread -----------------------------------------------------------------------------------------------
+
+    def begin(self, *, force: bool = False) -> None:
+        """Take the ownership; again, if the file was lost."""
+        path = self._path
+        with _explained(path):
+            _create(path)
+            _check(path)
+        if not self._lock.held():
+            self._lock.release()
+            try:
+                owner = self._lock.take(force=force)
+            except OSError as exc:
+                raise CursorStoreError(
+                    f"{path}: the lock file {self._lock.path} cannot be used: {exc.strerror or exc}"
+                ) from None
+            if owner is not None:
+                raise ConsumerOwnedError(
+                    f"{path}: consumer {self._consumer!r} of team {self._team} is owned by {owner}"
+                )
+        with _explained(path):
+            before = _Identity.at(path)
+            connection = _connect(path)
+            try:
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    # Larger than every number that this session had in a file that was lost.
+                    (number,) = connection.execute(
+                        "INSERT INTO positions (team, consumer, ownership, owner) VALUES (?1, ?2, ?4 + 1, ?3)"
+                        " ON CONFLICT (team, consumer) DO UPDATE"
+                        " SET ownership = max(ownership, ?4) + 1, owner = excluded.owner RETURNING ownership",
+                        (self._team, self._consumer, identity(), self._number),
+                    ).fetchone()
+                opened = _Identity.at(path)
+                if opened.file != before.file:
+                    raise CursorStoreError(f"{path}: the file was replaced while it was opened; nothing was saved")
+            except BaseException:
+                connection.close()
+                raise
+        self._connection, self._number, self._identity = connection, number, opened
+
     def _load(self) -> str | None:
+        assert self._connection is not None
         row = self._connection.execute(
             "SELECT position FROM positions WHERE team = ? AND consumer = ?", (self._team, self._consumer)
         ).fetchone()
         return None if row is None else row[0]
 
     def _save(self, text: str) -> None:
-        with self._connection:
-            saved = self._connection.execute(
+        if self._connection is None:
+            self._begin_again()
+        self._look()
+        try:
+            self._write(text)
+        except sqlite3.Error as exc:
+            if exc.sqlite_errorcode & 0xFF in _DAMAGE:
+                self._disconnect()
+            raise
+        # Once more: the commit may have gone into a file that has no name any more.
+        self._look()
+
+    def _begin_again(self) -> None:
+        try:
+            self.begin()
+        except ConsumerOwnedError as exc:
+            raise OwnershipLostError(f"{exc}, since the files of this client were removed") from None
+
+    def _write(self, text: str) -> None:
+        connection = self._connection
+        assert connection is not None
+        with connection:
+            saved = connection.execute(
                 "UPDATE positions SET position = ?, saved_at = ? WHERE team = ? AND consumer = ? AND ownership = ?",
                 (text, datetime.now(UTC).isoformat(), self._team, self._consumer, self._number),
             ).rowcount
-        if not saved:
-            (owner,) = self._connection.execute(
-                "SELECT owner FROM positions WHERE team = ? AND consumer = ?", (self._team, self._consumer)
-            ).fetchone() or ("somebody who has deleted it",)
-            raise OwnershipLostError(f"{self._path}: consumer {self._consumer!r} was taken over by {owner}")
+        if saved:
+            return
+        row = connection.execute(
+            "SELECT ownership, owner FROM positions WHERE team = ? AND consumer = ?", (self._team, self._consumer)
+        ).fetchone()
+        if row is None:
+            self._lose(
+                f"the row of consumer {self._consumer!r} was deleted while it was used",
+                "the next save writes it again",
+            )
+        if row[0] < self._number:
+            self._lose(
+                f"the file holds an older state of consumer {self._consumer!r} (owner {row[0]}, this client is owner "
+                f"{self._number})",
+                "the next save takes the ownership again",
+            )
+        raise OwnershipLostError(
+            f"{self._path}: consumer {self._consumer!r} was taken over by {printable(str(row[1]))}"
+        )
+
+    def _look(self) -> None:
+        """Raise if what is at the path is not what was opened. Some microseconds, unless the file has changed."""
+        path, then, now = self._path, self._identity, _Identity.at(self._path)
+        if now == then:
+            return
+        assert then is not None
+        if now.file is None:
+            self._lose("the file was deleted or moved away while it was used", "the next save makes it again")
+        if now.file != then.file:
+            self._lose("the file was replaced by another one while it was used", "the next save opens the new one")
+        if now.beside != then.beside:
+            self._lose(
+                f"{path.name}-wal or {path.name}-shm was deleted or replaced while the file was used",
+                "the next save opens the file again",
+            )
+        if not now.content[0]:
+            self._lose("the file was truncated while it was used", "the next save makes it again")
+        try:
+            _check(path)
+        except sqlite3.OperationalError:
+            raise  # locked, for example
+        except (CursorStoreError, sqlite3.DatabaseError) as exc:
+            self._lose(
+                f"the file was overwritten while it was used ({str(exc).removeprefix(f'{path}: ')})",
+                "it is left as it is; when it is moved away, the next save makes a new one",
+            )
+        self._identity = now
+
+    def _lose(self, why: str, then: str) -> NoReturn:
+        if self._connection is not None and sys.version_info >= (3, 12):
+            # The end of a connection must not write into a file of another program.
+            self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+        self._disconnect()
+        raise CursorStoreError(f"{self._path}: {why}: the position was not saved; {then}")
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
 
 
 @contextlib.contextmanager
@@ -281,7 +566,10 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _create(path: Path) -> None:
     """Make the file if there is none: beside its place, then moved there, so that nobody ever sees half of it."""
-    if path.exists() and path.stat().st_size:
+    found = _stat(path)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise CursorStoreError(f"{path}: not a file")
+    if found is not None and found.st_size:
         return
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -307,8 +595,8 @@ def _create(path: Path) -> None:
             )
         finally:
             connection.close()
-        if path.exists() and not path.stat().st_size:
-            draft.replace(path)
+        if found is not None:
+            draft.replace(path)  # which is empty
         else:
             # Fails if another process was faster, whose file is as good.
             with contextlib.suppress(FileExistsError):
@@ -319,8 +607,6 @@ def _create(path: Path) -> None:
 
 def _check(path: Path) -> None:
     """Refuse a file that is not ours, without writing to it."""
-    if not path.is_file():
-        raise CursorStoreError(f"{path}: not a file")
     connection = sqlite3.connect(path.as_uri() + "?mode=ro", uri=True, timeout=_BUSY_TIMEOUT)
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -336,70 +622,3 @@ def _check(path: Path) -> None:
             raise CursorStoreError(f"{path}: damaged: {verdict}")
     finally:
         connection.close()
-
-
-def _identity() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC).isoformat(timespec='seconds')}"
-
-
-class _Lock:
-    """A lock of the operating system, which ends with its process. The file says who holds it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: int | None = None
-
-    def take(self, *, force: bool) -> str | None:
-        """Take the lock; return who holds it if somebody else does and it is not to be taken by force."""
-        while True:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                locked = _try_lock(file)
-                if not locked and not force:
-                    os.lseek(file, 0, os.SEEK_SET)
-                    owner = os.read(file, 300).decode(errors="replace").strip()
-                    os.close(file)
-                    return owner or "a process that does not say"
-                # Somebody may have taken the place of the file since it was opened.
-                current = self._path.exists() and os.path.samestat(os.fstat(file), self._path.stat())
-                if locked and current:
-                    os.ftruncate(file, 0)
-                    os.write(file, _identity().encode())
-                    self._file = file
-                    return None
-                if current:
-                    # By force: the holder keeps its lock, on a file that nobody looks at any more.
-                    self._path.unlink(missing_ok=True)
-            except BaseException:
-                os.close(file)
-                raise
-            os.close(file)
-
-    def release(self) -> None:
-        if self._file is not None:
-            file, self._file = self._file, None
-            os.close(file)
-
-
-if sys.platform == "win32":  # pragma: no cover
-
-    def _try_lock(file: int) -> bool:
-        import msvcrt
-
-        try:
-            os.lseek(file, 1_000, os.SEEK_SET)  # beyond the text, which stays readable
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-
-    def _try_lock(file: int) -> bool:
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -18,8 +18,10 @@ from kadoa_trio import (
     AcknowledgementsResting,
     AdmissionPaused,
     ConfigurationError,
+    ConnectionFailedError,
     ConsumerOwnedError,
     CursorSession,
+    CursorStore,
     CursorStoreError,
     GapReason,
     GapRemains,
@@ -70,12 +72,18 @@ def told(realtime: Realtime, kind: type[Notice]) -> list[Notice]:
 
 
 class FaultyStore:
-    """A store in memory whose saves fail, hang or are slow, as told."""
+    """A store in memory whose saves and loads fail, hang or are slow, as told."""
 
     def __init__(self) -> None:
         self.inner = MemoryCursorStore()
         self.fault: Exception | None = None
+        self.fault_after = 0
+        """Saves that succeed before `fault` is raised."""
         self.delay = 0.0
+        self.loaded: Exception | Position | str | None = None
+        """What loading raises or returns instead of the position."""
+        self.load_delay = 0.0
+        self.loading = trio.Event()
         self.saved: list[Position] = []
 
     async def open(self, team: str, consumer: str) -> CursorSession:
@@ -88,11 +96,17 @@ class FaultySession:
         self.inner = inner
 
     async def load(self) -> Position | None:
+        self.store.loading.set()
+        await trio.sleep(self.store.load_delay)
+        if isinstance(self.store.loaded, Exception):
+            raise self.store.loaded
+        if self.store.loaded is not None:
+            return self.store.loaded  # type: ignore[return-value]  # a store may do anything
         return await self.inner.load()
 
     async def save(self, position: Position) -> None:
         await trio.sleep(self.store.delay)
-        if self.store.fault is not None:
+        if self.store.fault is not None and len(self.store.saved) >= self.store.fault_after:
             raise self.store.fault
         await self.inner.save(position)
         self.store.saved.append(position)
@@ -207,6 +221,188 @@ async def test_second_client_is_refused_and_another_consumer_is_not(autojump_clo
                 pass
 
 
+# ---- starts that are cut short -------------------------------------------------------------------------------------
+
+
+async def saved_position(kadoa: SimulatedKadoa, store: CursorStore) -> Position:
+    """Have a client save a position with a cursor, and return it."""
+    async with connect(kadoa, cursor_store=store) as realtime:
+        kadoa.publish_many(3)
+        await take(realtime, 3)
+        await trio.sleep(20)
+    session = await store.open("team-1", "default")
+    position = await session.load()
+    await session.aclose()
+    assert position is not None
+    assert position.cursor == kadoa.published[-1].cursor
+    return position
+
+
+@pytest.mark.parametrize("how", ["cancelled", "connect_timeout"])
+async def test_start_that_is_cut_short_while_loading_saves_nothing(how: str, autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa:
+        position = await saved_position(kadoa, store)
+        store.load_delay, store.loading = 1e6, trio.Event()
+        if how == "cancelled":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(enter, kadoa, store)
+                await store.loading.wait()
+                nursery.cancel_scope.cancel()
+        else:
+            with pytest.raises(ConnectionFailedError):
+                await enter(kadoa, store, connect_timeout=5)
+        assert store.inner.position() == position
+        store.load_delay = 0
+        async with connect(kadoa, cursor_store=store):  # and it was given up
+            assert kadoa.subscribed[-1].last_cursor == position.cursor
+
+
+async def enter(kadoa: SimulatedKadoa, store: CursorStore, **options: Any) -> None:
+    async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store, **options):
+        raise AssertionError("entered")
+
+
+@pytest.mark.parametrize(
+    ("loaded", "why"),
+    [
+        (CursorStoreError("it is damaged"), "it is damaged"),
+        (OSError("disk"), "OSError: disk"),
+        ("text", "str"),
+        (Position(team="team-9", cursor="9-9"), "of team team-9.*left as it is"),
+    ],
+    ids=["damaged", "disk", "no_position", "other_team"],
+)
+async def test_position_that_cannot_be_taken_up_is_left_as_it_is(loaded: Any, why: str, autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa:
+        position = await saved_position(kadoa, store)
+        saves = len(store.saved)
+        store.loaded = loaded
+        with pytest.raises(CursorStoreError, match=why) as caught:
+            await enter(kadoa, store)
+        assert "left as it is" in str(caught.value)
+        assert "default" in str(caught.value)
+        assert store.inner.position() == position
+        assert len(store.saved) == saves
+        store.loaded = None
+        async with connect(kadoa, cursor_store=store):  # and it was given up
+            assert kadoa.subscribed[-1].last_cursor == position.cursor
+
+
+async def test_load_that_hangs_is_an_error_that_says_so(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa:
+        position = await saved_position(kadoa, store)
+        store.load_delay = 1e6
+        with pytest.raises(CursorStoreError, match="not loaded within 10 s"):
+            await enter(kadoa, store)
+        assert store.inner.position() == position
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_first_position_that_cannot_be_saved_is_an_error_of_entering(how: str, autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    store.fault = OSError("disk full") if how == "fails" else None
+    store.delay = 0 if how == "fails" else 1e6
+    async with open_simulated_kadoa() as kadoa:
+        with pytest.raises(CursorStoreError, match="disk full" if how == "fails" else "not saved within 10 s"):
+            await enter(kadoa, store)
+        assert not kadoa.subscribed
+        assert store.inner.position() is None
+        store.fault, store.delay = None, 0
+        async with connect(kadoa, cursor_store=store):
+            pass
+
+
+def stored(path: Path) -> list[tuple[str, str]]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT consumer, position FROM positions").fetchall()
+
+
+def of_a_newer_version(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE positions SET position = replace(position, '\"version\": ', '\"version\": 9')")
+
+
+async def keep(path: Path, position: Position) -> None:
+    session = await SQLiteCursorStore(path).open("team-1", "default")
+    await session.save(position)
+    await session.aclose()
+
+
+async def test_position_of_a_newer_version_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "positions.db"
+    await keep(path, Position(team="team-1", cursor="1-7"))
+    of_a_newer_version(path)
+    before = stored(path)
+    async with open_simulated_kadoa() as kadoa:
+        for _ in range(2):
+            with pytest.raises(CursorStoreError, match="version 9"):
+                await enter(kadoa, SQLiteCursorStore(path))
+            assert stored(path) == before
+
+
+async def test_refused_start_leaves_the_position_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "positions.db"
+    await keep(path, Position(team="team-1", cursor="1-7"))
+    before = stored(path)
+    owner = await SQLiteCursorStore(path).open("team-1", "default")
+    async with open_simulated_kadoa() as kadoa:
+        with pytest.raises(ConsumerOwnedError):
+            await enter(kadoa, SQLiteCursorStore(path))
+    assert stored(path) == before
+    await owner.aclose()
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope after so many scheduler steps, counted from the call of `start`."""
+
+    def __init__(self, scope: trio.CancelScope, steps: int) -> None:
+        self.scope = scope
+        self.left: int = steps
+        self.running = False
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.running:
+            self.left -= 1
+            if self.left < 0:
+                self.running = False
+                self.scope.cancel()
+
+
+class WatchedStore:
+    """An SQLite store that says when opening begins."""
+
+    def __init__(self, path: Path, instrument: CancelAtStep) -> None:
+        self.inner = SQLiteCursorStore(path)
+        self.instrument = instrument
+
+    async def open(self, team: str, consumer: str) -> CursorSession:
+        self.instrument.running = True
+        return await self.inner.open(team, consumer)
+
+
+async def test_start_that_is_cancelled_at_any_step_leaves_the_position(tmp_path: Path) -> None:
+    path = tmp_path / "positions.db"
+    await keep(path, Position(team="team-1", cursor="1-7", settled=("e1",), recent=("e0",)))
+    async with open_simulated_kadoa() as kadoa:
+        for step in range(10_000):
+            with trio.CancelScope() as scope:
+                instrument = CancelAtStep(scope, step)
+                trio.lowlevel.add_instrument(instrument)
+                store = WatchedStore(path, instrument)
+                async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store):
+                    instrument.running = False
+            trio.lowlevel.remove_instrument(instrument)
+            ((_, text),) = stored(path)
+            position = Position.from_json(text)
+            assert (position.cursor, position.settled, position.recent) == ("1-7", ("e1",), ("e0",)), step
+            if instrument.left >= 0:
+                break
+    assert step > 20
+
+
 # ---- stores that fail ----------------------------------------------------------------------------------------------
 
 
@@ -291,6 +487,82 @@ async def test_admission_pauses_when_too_much_is_unsaved(autojump_clock: Clock) 
             store.fault = None
             await trio.sleep(60)
             assert received == [event.id for event in kadoa.published]
+
+
+async def test_unsaved_events_are_bounded_before_the_first_save(autojump_clock: Clock) -> None:
+    store = FaultyStore()
+    store.fault, store.fault_after = CursorStoreError("disk full"), 1  # that of the first start
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store, max_unsaved=10) as realtime:
+        kadoa.publish_many(101)
+        async with receiving(realtime) as received:
+            await trio.sleep(120)
+            assert len(received) == 10
+            assert realtime.statistics().unsaved == 10
+            (paused,) = told(realtime, AdmissionPaused)
+            assert "10 settled events are not saved" in str(paused)
+            store.fault = None
+            await trio.sleep(600)
+            assert received == [event.id for event in kadoa.published]
+
+
+async def test_event_in_hand_counts_towards_what_may_be_unsaved(autojump_clock: Clock) -> None:
+    # What was admitted may be settled before the next save; what was given back is not admitted twice.
+    store = FaultyStore()
+    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store, max_unsaved=3) as realtime:
+        await trio.sleep(1)
+        store.fault = CursorStoreError("disk full")
+        kadoa.publish_many(9)
+        await trio.sleep(1)
+        with pytest.raises(ZeroDivisionError):
+            async with realtime.events.delivery():
+                raise ZeroDivisionError
+        async with realtime.events.delivery() as delivery:
+            assert delivery.attempt == 2
+            assert realtime.statistics().received == 3
+        async with receiving(realtime) as received:
+            await trio.sleep(60)
+            assert len(received) == 2
+            store.fault = None
+            await trio.sleep(60)
+            assert len(received) == 8
+
+
+async def test_file_that_is_deleted_while_it_is_used_is_reported_and_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "positions.db"
+    async with open_simulated_kadoa() as kadoa:
+        async with connect(kadoa, cursor_store=SQLiteCursorStore(path)) as realtime:
+            kadoa.publish()
+            await take(realtime, 1)
+            path.unlink()
+            kadoa.publish()
+            await take(realtime, 1)
+            with trio.fail_after(60):
+                async for notice in realtime.notices:
+                    if isinstance(notice, PositionNotSaved):
+                        assert f"{path}: the file was deleted" in str(notice)
+                        assert "makes it again" in str(notice)
+                    if isinstance(notice, PositionSaved):
+                        break
+            assert realtime.statistics().save_failures == 1
+        kadoa.publish()
+        async with connect(kadoa, cursor_store=SQLiteCursorStore(path)) as realtime:
+            assert await take(realtime, 1) == [kadoa.published[-1].id]
+
+
+async def test_file_that_was_deleted_is_made_again_by_the_last_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "positions.db"
+    async with open_simulated_kadoa() as kadoa:
+        async with connect(kadoa, cursor_store=SQLiteCursorStore(path)) as realtime:
+            kadoa.publish()
+            event = await realtime.events.receive()
+            path.unlink()
+            realtime.events.settle()
+        assert "the file was deleted" in caplog.text
+        kadoa.publish()
+        async with connect(kadoa, cursor_store=SQLiteCursorStore(path)) as realtime:
+            assert await take(realtime, 1) == [kadoa.published[-1].id] != [event.id]
 
 
 async def test_lost_ownership_ends_the_client(tmp_path: Path) -> None:

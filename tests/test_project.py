@@ -27,6 +27,7 @@ ROOMS = [
     "_wire",
     "_ledger",
     "_notices",
+    "_files",
     "_stores",
     "_keeper",
     "_exits",
