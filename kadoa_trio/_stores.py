@@ -14,7 +14,6 @@ import json
 import os
 import sqlite3
 import stat
-import sys
 import tempfile
 import threading
 import weakref
@@ -362,15 +361,15 @@ class _SQLiteSession:
             async with self._limiter:
                 return
         try:
-            await trio.to_thread.run_sync(self._disconnect, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+            await trio.to_thread.run_sync(self.close, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
         except BaseException:
-            trio.lowlevel.start_thread_soon(self._disconnect, _ignore)
+            trio.lowlevel.start_thread_soon(self.close, _ignore)
             raise
 
     def discard(self) -> None:
         """Close it. Blocks, and only before it was used."""
         self._lock.release()
-        self._disconnect()
+        self.close()
 
     async def _run(self, function: Callable[[], T]) -> T:
         if self._is_forked():
@@ -392,7 +391,7 @@ class _SQLiteSession:
                     self._busy = False
                     leaving = self._leaving
                 if leaving:
-                    self._disconnect()
+                    self.close()
 
         # Abandoned when cancelled: SQLite's transactions see to it that a save is whole or not there.
         try:
@@ -466,7 +465,7 @@ class _SQLiteSession:
             self._write(text)
         except sqlite3.Error as exc:
             if exc.sqlite_errorcode & 0xFF in _DAMAGE:
-                self._disconnect()
+                self._disconnect(checkpoint=False)
             raise
         # Once more: the commit may have gone into a file that has no name any more.
         self._look()
@@ -494,12 +493,14 @@ class _SQLiteSession:
             self._lose(
                 f"the row of consumer {self._consumer!r} was deleted while it was used",
                 "the next save writes it again",
+                checkpoint=True,
             )
         if row[0] < self._number:
             self._lose(
                 f"the file holds an older state of consumer {self._consumer!r} (owner {row[0]}, this client is owner "
                 f"{self._number})",
                 "the next save takes the ownership again",
+                checkpoint=True,
             )
         raise OwnershipLostError(
             f"{self._path}: consumer {self._consumer!r} was taken over by {printable(str(row[1]))}"
@@ -519,6 +520,7 @@ class _SQLiteSession:
             self._lose(
                 f"{path.name}-wal or {path.name}-shm was deleted or replaced while the file was used",
                 "the next save opens the file again",
+                checkpoint=True,  # SQLite still has the removed log open: what it holds of other consumers is kept
             )
         if not now.content[0]:
             self._lose("the file was truncated while it was used", "the next save makes it again")
@@ -533,18 +535,27 @@ class _SQLiteSession:
             )
         self._identity = now
 
-    def _lose(self, why: str, then: str) -> NoReturn:
-        if self._connection is not None and sys.version_info >= (3, 12):
-            # The end of a connection must not write into a file of another program.
-            self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
-        self._disconnect()
+    def _lose(self, why: str, then: str, *, checkpoint: bool = False) -> NoReturn:
+        self._disconnect(checkpoint=checkpoint)
         raise CursorStoreError(f"{self._path}: {why}: the position was not saved; {then}")
 
-    def _disconnect(self) -> None:
+    def close(self) -> None:
+        """Close the connection. Blocks."""
+        if self._connection is not None:
+            with contextlib.suppress(CursorStoreError, sqlite3.Error, OSError):
+                self._look()
+            self._disconnect()
+
+    def _disconnect(self, *, checkpoint: bool = True) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
+        if connection is None:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            if not checkpoint:
+                # Closing the last connection writes SQLite's log into the file, which may be another program's now.
+                # An interrupt ends that: https://www.sqlite.org/c3ref/interrupt.html
+                connection.interrupt()
+            connection.close()
 
 
 @contextlib.contextmanager
@@ -595,6 +606,10 @@ def _create(path: Path) -> None:
             )
         finally:
             connection.close()
+        # A log that a crash has left beside a file that is gone must not be played back into the new one:
+        # https://www.sqlite.org/howtocorrupt.html, "Unlinking or renaming a database file while in use"
+        for ending in ("-wal", "-shm", "-journal"):
+            Path(f"{path}{ending}").unlink(missing_ok=True)
         if found is not None:
             draft.replace(path)  # which is empty
         else:
