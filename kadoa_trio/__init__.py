@@ -18,6 +18,7 @@
 #   _ledger      ids, where to resume, what is settled; no I/O, no clock
 #   _notices     what the client tells about itself, and the one state
 #   _files       opened without following links, and locks
+#   _letters     files of dead letters
 #   _stores      cursor stores: where a position outlives a process
 #   _keeper      takes the position up, and saves it behind the events
 #   _exits       which exception leaves a block that hides a nursery

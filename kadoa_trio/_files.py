@@ -142,11 +142,14 @@ class FileLock:
             remove: remove the lock file, too.
         """
         file, self._file = self._file, None
-        if file is not None:
+        if file is None:
+            return
+        try:
             # While it is locked: whoever opened the file before sees afterwards that it is not at its path.
             if remove and self._is_at_path(file):
                 with contextlib.suppress(OSError):
                     self.path.unlink()
+        finally:
             _close_lock(file)
 
     def _is_at_path(self, file: int) -> bool:

@@ -3,11 +3,19 @@
 For webhook code behind a firewall: what it is sent has the shape of Kadoa's
 own webhooks, the envelope with its payload under ``data``, and the event type
 in the header ``X-Kadoa-Event``.
+
+Nothing that an event holds can keep it from being posted. The header has
+every byte of the type's UTF-8 that is not visible ASCII, and ``%``, as
+``%XX``, and a type that would be longer than 256 characters is cut there; the
+body has the type as it is. The body is strict JSON: ``NaN``, infinities and
+numbers beyond a double's range are null, lone surrogates are U+FFFD, and a
+payload that is nested too deeply to be written is null.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import ssl
@@ -16,19 +24,21 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, final
-from urllib.parse import urlsplit
+from urllib.parse import quote_from_bytes, urlsplit
 
 import attrs
 import trio
 
 from ._backoff import Backoff, RetryPolicy
-from ._errors import AttemptError, ConfigurationError, DeadLetterError
+from ._errors import AttemptError, ConfigurationError
 from ._events import Event, parse_json
 from ._http import HttpClient, iso, open_webhooks
+from ._letters import LetterFile
 from ._settings import Settings, is_loopback
 
-_REPLAYING: Final = ".replaying"
-_DONE: Final = ".replayed"
+_MAX_HEADER: Final = 256
+"""Maximum length of the event type in the header, in characters: servers refuse long headers."""
+_VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 
 @final
@@ -84,7 +94,7 @@ class Forwarder:
         self._timeout = timeout
         self._backoff = Backoff(policy, random.Random())
         self._max_attempts = max_attempts
-        self._dead_letters = dead_letters
+        self._dead_letters = None if dead_letters is None else LetterFile(dead_letters)
         self._on_failure = on_failure
         self.delivered: int = 0
         """Events that the endpoint took."""
@@ -110,59 +120,62 @@ class Forwarder:
     async def replay(self, path: str | os.PathLike[str]) -> Replayed:
         """Post the dead letters of a file again, in its order; what fails again stays in it.
 
-        Each gets ``max_attempts``, one if none was given. New letters may be
-        added to the file meanwhile. After a crash in the middle the next
-        replay goes on with what is left, and at most one letter is sent twice.
+        Each gets ``max_attempts``, one if none was given. Running forwarders
+        may add letters to the file meanwhile; they are in the next replay, or
+        in this one. After a crash in the middle the next replay goes on with
+        what is left: no letter is lost, and at most one is sent twice.
 
         Raises:
-            DeadLetterError: the file cannot be read or written.
+            DeadLetterError: the file cannot be read or written, or another
+                replay of it is running.
         """
-        file = Path(path)
-        working, done = (file.with_name(file.name + ending) for ending in (_REPLAYING, _DONE))
-        total = Replayed(delivered=0, remaining=0)
-        if await _guarded(working.exists):
-            # What an earlier replay has left comes first: it is older.
-            total = await self._replay_one(working, done, file)
-            if not await _guarded(file.exists):
-                return total
-        await _guarded(_set_aside, file, working, done)
-        newer = await self._replay_one(working, done, file)
+        letters = LetterFile(Path(path))
+        await letters.begin_replay()
+        try:
+            total = Replayed(delivered=0, remaining=0)
+            if await letters.has_rest():
+                # What an earlier replay has left comes first: it is older.
+                total = await self._replay_rest(letters)
+                if not await letters.has_letters():
+                    return total
+            await letters.set_aside()
+            newer = await self._replay_rest(letters)
+        finally:
+            letters.end_replay()
         return Replayed(
             delivered=total.delivered + newer.delivered, remaining=newer.remaining, unreadable=newer.unreadable
         )
 
-    async def _replay_one(self, working: Path, done: Path, failed: Path) -> Replayed:
+    async def _replay_rest(self, letters: LetterFile) -> Replayed:
         delivered = remaining = unreadable = number = 0
-        skip = await _guarded(_read_count, done)
-        letters = await _guarded(lambda: working.open(encoding="utf-8", errors="surrogateescape"))
-        try:
-            while line := await _guarded(letters.readline):
+        file, skip = await letters.open_rest()
+        with file:
+            while line := await letters.next_line(file):
                 number += 1
                 if number <= skip or not line.strip():
                     continue
                 body = _letter(line)
                 if body is None:
                     unreadable += 1
-                    await _guarded(_append, failed, line.rstrip("\n"))
-                elif await self._deliver(body, self._max_attempts or 1, failed):
+                    await letters.append(line.rstrip(b"\n"))
+                elif await self._deliver(body, self._max_attempts or 1, letters):
                     delivered += 1
                 else:
                     remaining += 1
                 # What is done is not done again after a crash.
-                await _guarded(_write_count, done, number)
-        finally:
-            letters.close()
-        await _guarded(_forget, working, done)
+                await letters.write_done(number)
+        await letters.forget_rest()
         return Replayed(delivered=delivered, remaining=remaining + unreadable, unreadable=unreadable)
 
-    async def _deliver(self, body: dict[str, Any], limit: int | None, dead_letters: Path | None) -> bool:
-        content = json.dumps(body, separators=(",", ":")).encode()
+    async def _deliver(self, body: dict[str, Any], limit: int | None, dead_letters: LetterFile | None) -> bool:
+        content = _strict_json(body)
+        header = _header(str(body["eventType"]))
         attempt = 0
         while True:
             attempt += 1
             retry_after: float | None = None
             try:
-                await self._http.post(self._url, str(body["eventType"]), content, self._timeout)
+                await self._http.post(self._url, header, content, self._timeout)
             except AttemptError as exc:
                 why, retry_after = exc.reason, exc.retry_after
             else:
@@ -180,9 +193,9 @@ class Forwarder:
                     "url": _without_query(self._url),
                     "attempts": attempt,
                     "why": why,
-                    "event": body,
                 }
-                await _guarded(_append, dead_letters, json.dumps(letter, separators=(",", ":")))
+                # The event as it was posted.
+                await dead_letters.append(_strict_json(letter)[:-1] + b',"event":' + content + b"}")
                 self.dead += 1
             if self._on_failure is not None:
                 self._on_failure(
@@ -280,7 +293,45 @@ def _without_query(url: str) -> str:
     return urlsplit(url)._replace(query="").geturl()
 
 
-def _letter(line: str) -> dict[str, Any] | None:
+def _header(event_type: str) -> str:
+    """Write an event type so that it can stand in an HTTP header."""
+    text = event_type[:_MAX_HEADER]
+    # Whole characters: one has 12 at most.
+    while len(encoded := quote_from_bytes(text.encode(errors="surrogatepass"), _VISIBLE)) > _MAX_HEADER:
+        text = text[: -max(1, (len(encoded) - _MAX_HEADER) // 12)]
+    return encoded
+
+
+def _strict_json(body: dict[str, Any]) -> bytes:
+    """Write JSON that every parser reads, whatever `parse_json` has let through."""
+    try:
+        try:
+            return _dump(body)
+        except ValueError:  # NaN, or a lone surrogate
+            return _dump(_strict(body))
+    except RecursionError:
+        return _dump(_strict({name: value for name, value in body.items() if isinstance(value, str)} | {"data": None}))
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _strict(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case list():
+            return [_strict(item) for item in value]
+        case dict():
+            return {_strict(name): _strict(item) for name, item in value.items()}
+        case _:
+            return value
+
+
+def _letter(line: bytes) -> dict[str, Any] | None:
     try:
         letter = parse_json(line)
     except (ValueError, RecursionError):
@@ -289,57 +340,3 @@ def _letter(line: str) -> dict[str, Any] | None:
     if isinstance(body, dict) and isinstance(body.get("eventType"), str) and isinstance(body.get("id"), str):
         return body
     return None
-
-
-async def _guarded(function: Callable[..., Any], *args: Any) -> Any:
-    try:
-        # Not abandoned when cancelled: a letter is written, or it is not.
-        return await trio.to_thread.run_sync(function, *args)
-    except (OSError, UnicodeError) as exc:
-        raise DeadLetterError(f"the dead letters cannot be kept: {exc}") from exc
-
-
-def _append(path: Path, line: str) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    with open(descriptor, "r+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        torn = False
-        if size:
-            # A crash may have cut the last line: it must not swallow this one.
-            file.seek(size - 1)
-            torn = file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode(errors="surrogateescape") + b"\n")
-        os.fsync(file.fileno())
-
-
-# A replay works on a file of its own, so that new letters can be added to the other one meanwhile; how many lines of it
-# are done stands beside it. The count means something only while that file is there: it is removed before the next one
-# is set aside, and after the last one is gone.
-
-
-def _set_aside(file: Path, working: Path, done: Path) -> None:
-    done.unlink(missing_ok=True)
-    os.replace(file, working)
-
-
-def _forget(working: Path, done: Path) -> None:
-    working.unlink()
-    done.unlink(missing_ok=True)
-
-
-def _read_count(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
-
-
-def _write_count(path: Path, count: int) -> None:
-    # Whole, or not at all.
-    new = path.with_name(path.name + ".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w") as file:
-        file.write(str(count))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)

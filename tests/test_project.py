@@ -28,6 +28,7 @@ ROOMS = [
     "_ledger",
     "_notices",
     "_files",
+    "_letters",
     "_stores",
     "_keeper",
     "_exits",

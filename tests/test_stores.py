@@ -506,7 +506,7 @@ async def test_log_that_is_deleted_loses_no_other_consumer(tmp_path: Path) -> No
     await other.save(POSITION)
     await other.aclose()
     log_deleted(path)
-    with pytest.raises(CursorStoreError, match="positions.db-wal"):
+    with pytest.raises(CursorStoreError, match=r"positions\.db-wal"):
         await session.save(Position(cursor="1-1"))
     await session.save(Position(cursor="1-2"))
     other = await SQLiteCursorStore(path).open("team-1", "b")

@@ -1,0 +1,199 @@
+"""A file of dead letters: lines that are appended, and taken out by a replay beside running programs.
+
+Beside the file stand, for a while::
+
+    FILE.lock            locked while a letter is appended or the file is set aside
+    FILE.replaying.lock  locked while a replay runs
+    FILE.replaying       what the replay has set aside
+    FILE.replayed        how many of its lines are done
+
+A letter is appended to the file that has the name at that time, and a file is
+set aside when nothing is being appended: no letter can end up in a file that
+a replay has read already. Killed at any instant, the next replay continues
+with what is left; no letter is lost, and at most one is delivered twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+import trio
+
+from ._errors import DeadLetterError
+from ._files import FileLock, open_file, sync_directory
+
+_LOCK_TIMEOUT: Final = 10.0
+"""How long another process may hold the lock for an append, in seconds; an append takes milliseconds."""
+_LOCK_INTERVAL: Final = 0.01
+"""How often the lock is tried meanwhile, in seconds."""
+_MAX_COUNT: Final = 20
+"""Maximum length of the text of a count, in bytes."""
+
+T = TypeVar("T")
+
+
+class LetterFile:
+    """A file of dead letters.
+
+    Args:
+        path: the file. It is created with the first letter, readable by its owner only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path: Path = path
+        self._working = path.with_name(path.name + ".replaying")
+        self._done = path.with_name(path.name + ".replayed")
+        self._lock = path.with_name(path.name + ".lock")
+        self._replay_lock = FileLock(path.with_name(path.name + ".replaying.lock"))
+
+    async def append(self, line: bytes) -> None:
+        """Append a line; when this returns, no crash can lose it. Cancellation leaves it appended, or not.
+
+        Raises:
+            DeadLetterError: it could not be appended.
+        """
+        await self._exclusively(lambda: _append(self.path, line))
+
+    async def begin_replay(self) -> None:
+        """Become the only replay of the file, until `end_replay`. Does not wait for another one.
+
+        Raises:
+            DeadLetterError: another replay of it is running, or there is nothing to replay.
+        """
+        owner = await _guarded(self._begin_replay)
+        if owner is not None:
+            raise DeadLetterError(f"{self.path}: another replay of it is running, in {owner}; nothing was posted")
+
+    def _begin_replay(self) -> str | None:
+        # Before a lock is made in a directory where there is nothing to replay.
+        if not os.path.lexists(self._working):
+            os.close(open_file(self.path, os.O_RDONLY))
+        return self._replay_lock.take()
+
+    def end_replay(self) -> None:
+        """Let others replay the file."""
+        self._replay_lock.release(remove=True)
+
+    async def has_rest(self) -> bool:
+        """Return whether an earlier replay has left something."""
+        return await _guarded(lambda: os.path.lexists(self._working))
+
+    async def has_letters(self) -> bool:
+        """Return whether there is a file of letters that were put aside since."""
+        return await _guarded(lambda: os.path.lexists(self.path))
+
+    async def set_aside(self) -> None:
+        """Give the file to this replay; letters that are appended from now on are in a new one."""
+        await self._exclusively(self._set_aside)
+
+    def _set_aside(self) -> None:
+        # The count means something only while there is a file set aside: it is removed before the next one is
+        # set aside, and after the last one is gone.
+        os.close(open_file(self.path, os.O_RDONLY))
+        _read_count(self._done)  # refuses a file that is not a count
+        self._done.unlink(missing_ok=True)
+        self.path.rename(self._working)
+        sync_directory(self.path.parent)
+
+    async def open_rest(self) -> tuple[BinaryIO, int]:
+        """Open what was set aside, and return it with the number of its lines that are done."""
+        done = await _guarded(lambda: _read_count(self._done))
+        return await _guarded(lambda: open(open_file(self._working, os.O_RDONLY), "rb")), done
+
+    async def next_line(self, file: BinaryIO) -> bytes:
+        """Read the next line, with its end; empty at the end of the file."""
+        return await _guarded(file.readline)
+
+    async def write_done(self, count: int) -> None:
+        """Record that so many lines are done: a crash does not have them done again."""
+        await _guarded(lambda: _write_count(self._done, count))
+
+    async def forget_rest(self) -> None:
+        """Remove what was set aside, when all of it is done."""
+        await _guarded(self._forget_rest)
+
+    def _forget_rest(self) -> None:
+        self._working.unlink()
+        self._done.unlink(missing_ok=True)
+
+    async def _exclusively(self, function: Callable[[], None]) -> None:
+        lock = FileLock(self._lock)
+        owner: str | None = None
+
+        def attempt() -> str | None:
+            owner = lock.take()
+            if owner is None:
+                try:
+                    function()
+                finally:
+                    lock.release(remove=True)
+            return owner
+
+        with trio.move_on_after(_LOCK_TIMEOUT):
+            while (owner := await _guarded(attempt)) is not None:  # noqa: ASYNC110  # another process holds it
+                await trio.sleep(_LOCK_INTERVAL)
+            return
+        raise DeadLetterError(
+            f"{self.path}: not written, because {owner} has held the lock {self._lock} for {_LOCK_TIMEOUT:g} s"
+        )
+
+
+async def _guarded(function: Callable[[], T]) -> T:
+    with _explained():
+        # Not abandoned when cancelled: a letter is written, or it is not.
+        return await trio.to_thread.run_sync(function)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        what = f"{exc.filename}: {exc.strerror}" if exc.filename is not None and exc.strerror else str(exc)
+        raise DeadLetterError(f"the dead letters cannot be read or written: {what}") from exc
+
+
+def _append(path: Path, line: bytes) -> None:
+    with open(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        torn = False
+        if size:
+            # A crash may have cut the last line: it must not swallow this one.
+            file.seek(size - 1)
+            torn = file.read(1) != b"\n"
+        rest = memoryview((b"\n" if torn else b"") + line + b"\n")
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    if not size:
+        sync_directory(path.parent)
+
+
+def _read_count(path: Path) -> int:
+    try:
+        with open(open_file(path, os.O_RDONLY), "rb") as file:
+            return _count(file.read(_MAX_COUNT + 1), path)
+    except FileNotFoundError:
+        return 0
+
+
+def _count(text: bytes, path: Path) -> int:
+    if text and (len(text) > _MAX_COUNT or not text.isdigit()):
+        raise OSError(None, "is not a count of this library", str(path))
+    return int(text or b"0")
+
+
+def _write_count(path: Path, count: int) -> None:
+    # Whole, or not at all.
+    new = path.with_name(path.name + ".new")
+    with open(open_file(new, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
+        _count(file.read(_MAX_COUNT + 1), new)  # refuses another file
+        file.truncate(0)
+        file.seek(0)
+        file.write(str(count).encode())
+        os.fsync(file.fileno())
+    os.replace(new, path)
