@@ -321,9 +321,8 @@ async def put_aside_quietly(path: Path, *numbers: int) -> None:
             assert not await forwarder.forward(event(number))
 
 
-@pytest.mark.parametrize("pause", ["opened", "locked"])
 async def test_letter_that_is_appended_during_a_replay_is_not_lost(
-    pause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The append pauses between opening the file and writing; the replay must not get past it.
     path = tmp_path / "dead"
