@@ -312,9 +312,9 @@ async def open_realtime(
             Default 64 Mi.
         max_unsettled: the span from the oldest unsettled event to the newest
             one, in events; admission pauses there. Default 10,000.
-        max_unsaved: settled events that no save covers; admission pauses
-            there, so that a store that fails for long does not make a crash
-            repeat everything. Default 10,000.
+        max_unsaved: maximum events that are settled, or in hand, and that no
+            save covers; admission pauses there, so that a store that fails
+            for long does not make a crash repeat everything. Default 10,000.
         dedupe_window: ids that are remembered; at least the sum of
             *max_buffered_events* and *max_unsettled*. Default 50,000.
         resume_from: where to go on: a cursor, or the `Realtime.position` of
