@@ -651,13 +651,16 @@ FORKING_OWNER = """
 import multiprocessing, os, sys, trio
 from kadoa_trio import CursorStoreError, Position, SQLiteCursorStore
 
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # two processes write: whole lines
+
 def child(session, path):
     try:
         trio.run(session.save, Position(cursor="1-2"))
     except CursorStoreError as exc:
-        print("refused:", exc, flush=True)
+        say("refused:", exc)
     trio.run(session.aclose)
-    print("child", os.getpid(), flush=True)
+    say("child", os.getpid())
     sys.stdin.read()  # until the test has ended
     os._exit(0)
 
@@ -675,7 +678,7 @@ else:
     context = multiprocessing.get_context("fork")
     context.Process(target=child_with_stdin, args=(session, sys.argv[1]), daemon=False).start()
 trio.run(session.save, Position(cursor="1-3"))
-print("saved", flush=True)
+say("saved")
 import time
 time.sleep(600)
 """
