@@ -13,6 +13,7 @@ out as `OtherMessage`, with the reason.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -27,11 +28,12 @@ import cattrs.gen
 import msgspec
 
 IdSource = Literal["id", "cursor", "digest"]
-"""What identifies an event: its own id, its cursor, or a digest of its frame."""
+"""What identifies an event: its own id, its cursor, or a digest of its frame, its overlong id or its overlong cursor."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_REASONS: Final = 3
 _MAX_REPR: Final = 80
+_MAX_DIGITS: Final = 4_300
 
 T = TypeVar("T")
 
@@ -162,19 +164,29 @@ class Event:
     """Kadoa's id of the event, which stays the same when it is sent again.
 
     An event that came without one is identified by ``cursor:`` and its
-    cursor, else by ``digest:`` and the SHA-256 of its frame; see `id_source`.
+    cursor, else by ``digest:`` and the SHA-256 of its frame. An id of more
+    than 256 characters, or a cursor of more than 1,024 that stands in for an
+    id, is replaced by ``digest:`` and the SHA-256 of its text, which is the
+    same in every repeat; `raw` has it as it came. See `id_source`.
     """
     type: str
-    """The event type, such as ``"workflow_failed"``; new ones may come at any time."""
+    """The event type, such as ``"workflow_failed"``; new ones may come at any time.
+
+    Maximum 256 characters; a longer one is cut and ends with ``…``.
+    """
     _time: object = attrs.field(repr=False)
     cursor: str | None
-    """Where the event stands in the server's stream, if the server said so."""
+    """Where the event stands in the server's stream, if the server said so.
+
+    None too for a cursor of more than 1,024 characters: the client does not
+    resume from it, and resumes from the cursor before it.
+    """
     id_source: IdSource
     """Where `id` was taken from."""
     _frame: str | bytes
     # An ASCII string or else UTF-8: one emoji makes a string of 50 MB one of 200 MB.
     workflow_id: str | None = None
-    """The workflow that the event is about, where its payload names one."""
+    """The workflow that the event is about, where its payload names one of at most 256 characters."""
     from_log: bool = False
     """Whether it was taken from Kadoa's notification log to repair a gap, and so comes late and out of order."""
 
@@ -252,11 +264,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _parse_int(digits: str) -> int | float:
-    try:
-        return int(digits)
-    except ValueError:
-        # Python limits the digits of an int, to 4,300 by default.
-        return float(digits)
+    # The time that int() takes grows with the square of the digits. Python's own limit may be switched off, or lower.
+    with contextlib.suppress(ValueError):
+        if len(digits) <= _MAX_DIGITS:
+            return int(digits)
+    return float(digits)
 
 
 def read_time(value: object) -> datetime | None:

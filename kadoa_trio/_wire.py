@@ -7,6 +7,10 @@ megabytes costs a scan and no more.
 Kadoa's pages, its SDKs and its webhooks spell events differently: the type
 stands in ``eventType`` or in ``type``, the payload in ``message`` or in
 ``data``, and times are ISO 8601 or milliseconds. All of them are read.
+
+What an object made here keeps of a frame, beside the frame itself, is bounded
+(`MAX_ID` and the other limits below), because ids, cursors and notices stay in
+memory, and in positions, after their frames are gone.
 """
 
 from __future__ import annotations
@@ -22,6 +26,19 @@ import attrs
 import msgspec
 
 from ._events import Event, json_kind, parse_json
+
+MAX_ID: Final = 256
+"""Maximum length of an event id and of a workflow id, in characters; those that are documented have some tens.
+
+A longer event id is replaced by its digest, a longer workflow id counts as missing.
+"""
+MAX_CURSOR: Final = 1_024
+"""Maximum length of a cursor, in characters. The client does not resume from a longer one."""
+MAX_NAME: Final = 256
+"""Maximum length of a type and of the texts of a drain notice, in characters. Longer ones are cut."""
+_MAX_TIME: Final = 64
+# Some 600 digits: Python always writes those down, see sys.set_int_max_str_digits().
+_MAX_BITS: Final = 2_000
 
 _CURSOR: Final = re.compile(r"([0-9]{1,40})-([0-9]{1,40})", re.ASCII)
 
@@ -40,9 +57,9 @@ class Draining:
     resume_supported: bool | None = None
     """Whether the server promises to resume from a cursor."""
     connection_id: str | None = None
-    """The server's name for this connection."""
+    """The server's name for this connection. Maximum 256 characters."""
     deadline: str | None = None
-    """When the server means to close this one, as told, by its own clock."""
+    """When the server means to close this one, as told, by its own clock. Maximum 256 characters."""
 
 
 @attrs.frozen(kw_only=True)
@@ -54,7 +71,7 @@ class Ignored:
     why: str
     """The reason in words. It repeats nothing of the frame."""
     type: str | None = None
-    """The type that the frame names."""
+    """The type that the frame names. Maximum 256 characters."""
 
 
 Decoded = Heartbeat | Draining | Event | Ignored
@@ -64,26 +81,46 @@ _HEARTBEAT: Final = Heartbeat()
 
 
 class _Payload(msgspec.Struct, gc=False):
-    workflow_id: Any = msgspec.field(default=None, name="workflowId")
+    workflow_id: str | None = msgspec.field(default=None, name="workflowId")
 
 
 class _Envelope(msgspec.Struct, gc=False):
-    # Declared loosely: a field of another kind than expected must not make the frame unreadable.
-    # Only the payloads are declared as objects, since that is what makes msgspec skip them.
-    type: Any = None
-    event_type: Any = msgspec.field(default=None, name="eventType")
-    id: Any = None
-    timestamp: Any = None
-    cursor: Any = msgspec.field(default=None, name="_cursor")
+    # A field of another kind fails, and the frame is read by way of _Loose. Arrays and objects are never built here:
+    # what is read of a payload is declared, since that is what makes msgspec skip all else.
+    type: str | None = None
+    event_type: str | None = msgspec.field(default=None, name="eventType")
+    id: str | int | float | None = None
+    timestamp: str | int | float | None = None
+    cursor: str | int | float | None = msgspec.field(default=None, name="_cursor")
     message: _Payload | None = None
     data: _Payload | None = None
-    retry_after_ms: Any = msgspec.field(default=None, name="retryAfterMs")
-    resume_supported: Any = msgspec.field(default=None, name="resumeSupported")
-    connection_id: Any = msgspec.field(default=None, name="connectionId")
-    deadline_at: Any = msgspec.field(default=None, name="deadlineAt")
+    retry_after_ms: int | float | None = msgspec.field(default=None, name="retryAfterMs")
+    resume_supported: bool | None = msgspec.field(default=None, name="resumeSupported")
+    connection_id: str | None = msgspec.field(default=None, name="connectionId")
+    deadline_at: str | None = msgspec.field(default=None, name="deadlineAt")
+
+
+_NOTHING: Final = msgspec.Raw(b"null")
+
+
+class _Loose(msgspec.Struct, gc=False):
+    # The same fields as JSON text: an odd one must not make the frame unreadable, and is not parsed either.
+    type: msgspec.Raw = _NOTHING
+    event_type: msgspec.Raw = msgspec.field(default=_NOTHING, name="eventType")
+    id: msgspec.Raw = _NOTHING
+    timestamp: msgspec.Raw = _NOTHING
+    cursor: msgspec.Raw = msgspec.field(default=_NOTHING, name="_cursor")
+    message: msgspec.Raw = _NOTHING
+    data: msgspec.Raw = _NOTHING
+    retry_after_ms: msgspec.Raw = msgspec.field(default=_NOTHING, name="retryAfterMs")
+    resume_supported: msgspec.Raw = msgspec.field(default=_NOTHING, name="resumeSupported")
+    connection_id: msgspec.Raw = msgspec.field(default=_NOTHING, name="connectionId")
+    deadline_at: msgspec.Raw = msgspec.field(default=_NOTHING, name="deadlineAt")
 
 
 _read_envelope: Final = msgspec.json.Decoder(_Envelope).decode
+_read_loosely: Final = msgspec.json.Decoder(_Loose).decode
+_read_payload: Final = msgspec.json.Decoder(_Payload).decode
 
 
 def decode(message: str | bytes) -> Decoded:
@@ -99,17 +136,57 @@ def decode(message: str | bytes) -> Decoded:
         return Ignored(kind="malformed", why="not valid Unicode")
     try:
         envelope = _read_envelope(frame)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        # An odd payload, or JSON that only Python's own parser takes.
+    except msgspec.ValidationError:
         try:
-            envelope = _envelope_of(parse_json(frame))
-        except RecursionError:
-            return Ignored(kind="malformed", why="nested too deeply")
-        except ValueError:
-            return Ignored(kind="malformed", why="not JSON")
-        except TypeError as exc:
-            return Ignored(kind="malformed", why=str(exc))
+            envelope = _loose_envelope(_read_loosely(frame))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return _decode_by_python(frame)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _decode_by_python(frame)
     return _interpret(envelope, frame)
+
+
+def _decode_by_python(frame: str | bytes) -> Decoded:
+    """Read what only Python's own parser takes. It builds the whole frame."""
+    try:
+        envelope = _envelope_of(parse_json(frame))
+    except RecursionError:
+        return Ignored(kind="malformed", why="nested too deeply")
+    except ValueError:
+        return Ignored(kind="malformed", why="not JSON")
+    except TypeError as exc:
+        return Ignored(kind="malformed", why=str(exc))
+    return _interpret(envelope, frame)
+
+
+def _loose_envelope(fields: _Loose) -> _Envelope:
+    return _Envelope(
+        _scalar(fields.type),
+        _scalar(fields.event_type),
+        _scalar(fields.id),
+        _scalar(fields.timestamp),
+        _scalar(fields.cursor),
+        _read_loose_payload(fields.message),
+        _read_loose_payload(fields.data),
+        _scalar(fields.retry_after_ms),
+        _scalar(fields.resume_supported),
+        _scalar(fields.connection_id),
+        _scalar(fields.deadline_at),
+    )
+
+
+def _scalar(field: msgspec.Raw) -> Any:
+    """Parse a field; None for an array or an object, which names nothing."""
+    return None if bytes(memoryview(field)[:1]) in b"[{" else msgspec.json.decode(field)
+
+
+def _read_loose_payload(field: msgspec.Raw) -> _Payload | None:
+    if field == _NOTHING:
+        return None
+    try:
+        return _read_payload(field)
+    except msgspec.MsgspecError:  # an array, or a workflow id that is no string
+        return _Payload()
 
 
 def _compact(message: str | bytes) -> str | bytes:
@@ -131,7 +208,7 @@ def _envelope_of(frame: object) -> _Envelope:
         frame.get("type"),
         frame.get("eventType"),
         frame.get("id"),
-        frame.get("timestamp"),
+        frame.get("timestamp") if isinstance(frame.get("timestamp"), (str, int, float)) else None,
         frame.get("_cursor"),
         _payload_of(frame.get("message")),
         _payload_of(frame.get("data")),
@@ -145,7 +222,8 @@ def _envelope_of(frame: object) -> _Envelope:
 def _payload_of(payload: object) -> _Payload | None:
     if payload is None:
         return None
-    return _Payload(payload.get("workflowId") if isinstance(payload, dict) else None)
+    workflow_id = payload.get("workflowId") if isinstance(payload, dict) else None
+    return _Payload(workflow_id if isinstance(workflow_id, str) else None)
 
 
 def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
@@ -158,18 +236,32 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
         event_id = _identifier(envelope.id)
         message, data = envelope.message, envelope.data
         if event_id is not None or message is not None or data is not None:
+            if len(event_type) > MAX_NAME:
+                event_type = _cut(event_type)
             workflow_id = None
             if message is not None and _names(message.workflow_id):
                 workflow_id = message.workflow_id
             elif data is not None and _names(data.workflow_id):
                 workflow_id = data.workflow_id
-            cursor = _identifier(envelope.cursor)
+            if workflow_id is not None and len(workflow_id) > MAX_ID:
+                workflow_id = None
             time = envelope.timestamp
+            if type(time) is str and len(time) > _MAX_TIME:
+                time = None
+            place = _identifier(envelope.cursor)
+            cursor = place
+            if cursor is not None and len(cursor) > MAX_CURSOR:
+                cursor = None
             if event_id is not None:
-                return Event(event_id, event_type, time, cursor, "id", frame, workflow_id)
-            if cursor is not None:
+                if len(event_id) <= MAX_ID:
+                    return Event(event_id, event_type, time, cursor, "id", frame, workflow_id)
+                identity: str | bytes = event_id
+            elif cursor is not None:
                 return Event(f"cursor:{cursor}", event_type, time, cursor, "cursor", frame, workflow_id)
-            return Event(f"digest:{_digest(frame)}", event_type, time, None, "digest", frame, workflow_id)
+            else:
+                identity = frame if place is None else place
+            # Of an id or a cursor that is too long, not of the frame: another frame may repeat it.
+            return Event(f"digest:{_digest(identity)}", event_type, time, cursor, "digest", frame, workflow_id)
     # A control message that names itself twice stays one: its ``type`` counts where there is no event.
     name = kind if _names(kind) else event_type
     if name is None:
@@ -180,12 +272,12 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
         return Draining(
             advice=_seconds(envelope.retry_after_ms),
             resume_supported=envelope.resume_supported if isinstance(envelope.resume_supported, bool) else None,
-            connection_id=envelope.connection_id if _names(envelope.connection_id) else None,
-            deadline=envelope.deadline_at if _names(envelope.deadline_at) else None,
+            connection_id=_cut(envelope.connection_id) if _names(envelope.connection_id) else None,
+            deadline=_cut(envelope.deadline_at) if _names(envelope.deadline_at) else None,
         )
     if name.startswith("control."):
-        return Ignored(kind="control", why="a control message that is not known", type=name)
-    return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=name)
+        return Ignored(kind="control", why="a control message that is not known", type=_cut(name))
+    return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=_cut(name))
 
 
 def event_from_log(row: dict[str, object]) -> Event | None:
@@ -236,7 +328,13 @@ def _identifier(value: object) -> str | None:
     """Read an id or a cursor: a string, or an integer that somebody forgot to quote."""
     if _names(value):
         return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    if not isinstance(value, int) or isinstance(value, bool) or value.bit_length() > _MAX_BITS:
+        return None
+    return str(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
 
 
 def _digest(frame: str | bytes) -> str:

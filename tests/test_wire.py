@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kadoa_trio._events import Event, WorkflowFinished
-from kadoa_trio._wire import Draining, Heartbeat, Ignored, compare_cursors, decode, subscribe
+from kadoa_trio._wire import (
+    MAX_CURSOR,
+    MAX_ID,
+    MAX_NAME,
+    Draining,
+    Heartbeat,
+    Ignored,
+    compare_cursors,
+    decode,
+    subscribe,
+)
 
 FRAMES = Path(__file__).parent / "frames"
 
@@ -290,3 +303,120 @@ def test_other_cursors_do_not_compare(odd: str) -> None:
     assert compare_cursors(odd, "1-0") is None
     assert compare_cursors("1-0", odd) is None
     assert compare_cursors(odd, odd) is None
+
+
+# Bounds: what is kept of a frame, beside the frame.
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "😀"])
+def test_id_up_to_the_limit_is_kept_and_a_longer_one_is_known_by_its_digest(letter: str) -> None:
+    longest, longer = letter * MAX_ID, letter * (MAX_ID + 1)
+    event = event_of({"type": "x", "id": longest, "_cursor": "1742-0"})
+    assert (event.id, event.id_source, event.cursor) == (longest, "id", "1742-0")
+    event = event_of({"type": "x", "id": longer, "_cursor": "1742-0"})
+    digest = hashlib.sha256(longer.encode()).hexdigest()
+    assert (event.id, event.id_source, event.cursor) == (f"digest:{digest}", "digest", "1742-0")
+    assert event.raw["id"] == longer
+
+
+def test_overlong_id_is_the_same_in_a_repeat_that_differs() -> None:
+    longer = "a" * 1_000_000
+    first = event_of({"type": "x", "id": longer, "_cursor": "1742-0", "message": {}})
+    again = event_of({"type": "x", "id": longer, "_cursor": "1742-1", "message": {}, "repeated": True})
+    other = event_of({"type": "x", "id": longer + "b", "message": {}})
+    assert first.id == again.id != other.id
+    assert len(first.id) < 100
+
+
+def test_event_with_an_overlong_cursor_has_no_cursor() -> None:
+    longest = "1" * MAX_CURSOR
+    assert event_of({"type": "x", "id": "1", "_cursor": longest}).cursor == longest
+    event = event_of({"type": "x", "id": "1", "_cursor": longest + "1"})
+    assert (event.id, event.id_source, event.cursor) == ("1", "id", None)
+
+
+def test_event_without_an_id_is_known_by_the_digest_of_an_overlong_cursor() -> None:
+    longer = "c" * (MAX_CURSOR + 1)
+    first = event_of({"type": "x", "_cursor": longer, "message": {}})
+    again = event_of({"type": "x", "_cursor": longer, "message": {}, "repeated": True})
+    digest = hashlib.sha256(longer.encode()).hexdigest()
+    assert (first.id, first.id_source, first.cursor) == (f"digest:{digest}", "digest", None)
+    assert again.id == first.id
+
+
+def test_event_of_an_overlong_type_is_delivered_with_a_cut_type() -> None:
+    longest = "t" * MAX_NAME
+    assert event_of({"eventType": longest, "id": "1"}).type == longest
+    event = event_of({"eventType": longest + "t", "id": "1"})
+    assert event.type == "t" * (MAX_NAME - 1) + "…"
+    assert event.raw["eventType"] == longest + "t"
+
+
+def test_overlong_workflow_id_counts_as_missing() -> None:
+    longest = "w" * MAX_ID
+    assert event_of({"type": "x", "message": {"workflowId": longest}}).workflow_id == longest
+    assert event_of({"type": "x", "message": {"workflowId": longest + "w"}}).workflow_id is None
+
+
+def test_ignored_frame_and_drain_notice_keep_short_texts() -> None:
+    longer = "x" * (MAX_NAME + 1)
+    cut = "x" * (MAX_NAME - 1) + "…"
+    for frame in ({"type": longer}, {"type": "control." + longer}):
+        ignored = decode_value(frame)
+        assert isinstance(ignored, Ignored)
+        assert ignored.type is not None
+        assert (len(ignored.type), ignored.type[-1]) == (MAX_NAME, "…")
+    drained = decode_value({"type": "control.draining", "connectionId": longer, "deadlineAt": longer})
+    assert drained == Draining(connection_id=cut, deadline=cut)
+
+
+def test_overlong_timestamp_counts_as_missing() -> None:
+    digits = "2025-01-15T10:30:00." + "0" * 40 + "Z"
+    assert event_of({"type": "x", "id": "1", "timestamp": digits}).timestamp is not None
+    assert event_of({"type": "x", "id": "1", "timestamp": digits.replace("Z", "0" * 1_000_000 + "Z")})._time is None
+
+
+@pytest.mark.parametrize("digits", [601, 640, 641, 1_000, 4_300, 4_301, 100_000])
+@pytest.mark.parametrize("limit", [0, 640, 4_300])
+def test_integer_of_any_length_is_read_whatever_python_allows(digits: int, limit: int) -> None:
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(limit)
+    try:
+        event = decode('{"type":"x","id":%s,"_cursor":%s,"timestamp":%s,"message":{}}' % (("9" * digits,) * 3))
+        assert isinstance(event, Event)
+        assert (event.cursor, event.timestamp) in ((None, None), ("9" * digits, None))
+        assert len(event.id) < 100
+        assert isinstance(event.raw["id"], int | float)
+        assert len(pickle.dumps(event)) < 4 * digits + 3_000
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "type",
+        "eventType",
+        "id",
+        "timestamp",
+        "_cursor",
+        "message",
+        "data",
+        "retryAfterMs",
+        "connectionId",
+        "deadlineAt",
+    ],
+)
+@pytest.mark.parametrize("named", ['"eventType":"x","id":"1","message":{}', '"type":"control.draining"'])
+def test_field_of_a_megabyte_is_neither_built_nor_kept(field: str, named: str) -> None:
+    for value in ("[" + ",".join(["[]"] * 300_000) + "]", '"' + "a" * 1_000_000 + '"'):
+        frame = "{" + named + ',"' + field + '":' + value + "}"
+        tracemalloc.start()
+        try:
+            decoded = decode(frame)
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 10_000, decoded
+        # A string is built once, and once more to be digested. An array of empty arrays would take 20 times its text.
+        assert peak < 2.5 * len(frame)
