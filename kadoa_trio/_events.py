@@ -23,7 +23,6 @@ from typing import Any, Final, Literal, TypeVar, final, get_args, get_origin
 
 import attrs
 import cattrs
-import cattrs.cols
 import cattrs.gen
 import msgspec
 
@@ -310,14 +309,15 @@ def structure(value: Any, kind: type[T], name: str) -> T:
     """Make an object of an attrs class from parsed JSON, whose names are camelCase.
 
     Raises:
-        ValueError: it does not fit. The text names the places, from *name*
-            on, and the kinds of values, never a value.
+        ValueError: it does not fit. The text names the first three places
+            that do not, from *name* on, and the kinds of values, never a
+            value.
     """
     try:
         return _converter().structure(value, kind)
     except Exception as exc:  # cattrs raises what its hooks raise, in groups of its own
         reasons = cattrs.transform_error(exc, name, _say)
-    more = f"; and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
+    more = "; and more" if len(reasons) > _MAX_REASONS else ""
     raise ValueError("; ".join(map(_wire_path, reasons[:_MAX_REASONS])) + more)
 
 
@@ -393,16 +393,29 @@ def _object_hook(kind: type[T]) -> Callable[[Any, Any], T]:
 
 
 def _array_hook(kind: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
-    # cattrs takes any iterable: the characters of a string, the keys of an object.
-    items = None if get_args(kind)[0] is Any else cattrs.cols.homogenous_tuple_structure_factory(kind, _converter())
+    # cattrs takes any iterable (the characters of a string, the keys of an object), and goes on after any number of
+    # errors: 100,000 bad items, each an exception with its notes, took 16 s and 650 MB.
+    item_kind = get_args(kind)[0]
+    structure = None if item_kind is Any else _converter().get_structure_hook(item_kind)
 
     def hook(value: Any, _kind: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise _Mistyped("an array", value)
-        if items is None:
+        if structure is None:
             return tuple(value)
-        done: tuple[Any, ...] = items(value, kind)
-        return done
+        done: list[Any] = []
+        errors: list[Exception] = []
+        for index, item in enumerate(value):
+            try:
+                done.append(structure(item, item_kind))
+            except Exception as exc:  # cattrs raises what its hooks raise, in groups of its own
+                exc.add_note(cattrs.IterableValidationNote("an item of an array", index, item_kind))
+                errors.append(exc)
+                if len(errors) > _MAX_REASONS:
+                    break
+        if errors:
+            raise cattrs.IterableValidationError("items of an array", errors, kind)
+        return tuple(done)
 
     return hook
 

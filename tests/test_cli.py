@@ -247,7 +247,7 @@ GOLDEN_LISTEN = """\
 2026-01-01 00:00:01  workflow_failed       wf_7          The page has changed
 2026-01-01 00:00:02  workflow_recovered    wf_7          works again: monitored-page.example
 2026-01-01 00:00:03  workflow_data_change  wf_7          1 difference: 1 changed
-2026-01-01 00:00:04  workflow_failed       -             not typed: message.workflowId: missing; message.source: missing; message.reason: expected a string, not a number; and 1 more
+2026-01-01 00:00:04  workflow_failed       -             not typed: message.workflowId: missing; message.source: missing; message.reason: expected a string, not a number; and more
 2026-01-01 00:00:05  credits_low           -
 2026-01-01 00:00:06  workflow_data_change  wf_8          0 differences
 2026-01-01 00:00:07  workflow_failed       wf [2J        red [31m kadoa-trio: all is well

@@ -6,6 +6,9 @@ import contextlib
 import copy
 import json
 import pickle
+import sys
+import tracemalloc
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from kadoa_trio._events import (
     Difference,
     Event,
     FieldChange,
+    Message,
     OtherMessage,
     WorkflowDataChange,
     WorkflowFailed,
@@ -28,7 +32,7 @@ from kadoa_trio._events import (
     read_time,
     to_message,
 )
-from kadoa_trio._wire import decode
+from kadoa_trio._wire import Ignored, decode
 
 FRAMES = Path(__file__).parent / "frames"
 TYPED = ["workflow_finished", "workflow_failed", "workflow_recovered", "workflow_data_change"]
@@ -151,7 +155,7 @@ def test_many_reasons_are_cut_short() -> None:
     message = to_message("workflow_failed", {})
     assert isinstance(message, OtherMessage)
     assert message.untyped_because is not None
-    assert message.untyped_because.endswith("; and 1 more")
+    assert message.untyped_because.endswith("; and more")
 
 
 def test_reason_and_repr_never_show_values() -> None:
@@ -292,3 +296,119 @@ def test_json_beyond_the_strict_parser_is_read() -> None:
     assert parsed["b"] == parsed["d"] == float("inf")
     assert parsed["c"] == "\ud800"
     assert parsed["e"] == 123456789012345678901234567890
+
+
+# Bounds: what reading a payload costs.
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """Count the calls, of Python and of C functions, that *function* makes: work, whatever the machine is doing."""
+    count = 0
+
+    def profile(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+GOOD = {"type": "changed", "fields": [{"key": "price", "value": 2, "previousValue": 1}]}
+BAD: list[tuple[str, object]] = [
+    ("differences[0]: expected an object, not a number", 7),
+    ("differences[0].type: expected a string, not a number", {"type": 7, "fields": []}),
+    ("differences[0].fields[0].key: missing", {"type": "added", "fields": [{}] * 1_000}),
+    ("differences[0].fields: expected an array, not an object", {"type": "added", "fields": {}}),
+]
+
+
+@pytest.mark.parametrize(("reason", "bad"), BAD)
+def test_reading_stops_after_a_few_bad_differences(reason: str, bad: object) -> None:
+    def read(count: int) -> None:
+        messages.append(to_message("workflow_data_change", {"differences": [bad] * count}))
+
+    messages: list[Message] = []
+    read(1)  # what is made once, at the first use
+    few, many = calls_of(lambda: read(10)), calls_of(lambda: read(100_000))
+    assert many < 2 * few
+    *_, message = messages
+    assert isinstance(message, OtherMessage)
+    assert message.untyped_because is not None
+    assert message.untyped_because.startswith(f"message.{reason}; ")
+    assert message.untyped_because.endswith("; and more")
+    assert message.untyped_because.count("; ") == 3
+    assert len(message.payload["differences"]) == 100_000
+
+
+def test_bad_differences_take_no_memory_of_their_number() -> None:
+    payload = {"differences": [{"type": n, "fields": [{"key": n}] * 2} for n in range(30_000)]}
+    to_message("workflow_data_change", payload)
+    tracemalloc.start()
+    try:
+        message = to_message("workflow_data_change", payload)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(message, OtherMessage)
+    assert peak < 100_000
+
+
+def test_bad_difference_behind_many_good_ones_is_found() -> None:
+    message = to_message("workflow_data_change", {"differences": [GOOD] * 1_000 + [{"type": "added", "fields": [5]}]})
+    assert isinstance(message, OtherMessage)
+    assert message.untyped_because == "message.differences[1000].fields[0]: expected an object, not a number"
+
+
+def test_three_bad_differences_are_all_named() -> None:
+    message = to_message("workflow_data_change", {"differences": [1, 2, 3]})
+    assert isinstance(message, OtherMessage)
+    assert message.untyped_because == "; ".join(
+        f"message.differences[{n}]: expected an object, not a number" for n in range(3)
+    )
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        lambda n: {"differences": [GOOD] * n},
+        lambda n: {"differences": [{"type": "added", "fields": [{"key": "a"}] * n}]},
+        lambda n: {"data": [{"a": 1}] * n},
+        lambda n: {str(key): key for key in range(n)},
+        lambda n: {"metadata": {str(key): key for key in range(n)}},
+    ],
+    ids=["differences", "fields", "data", "keys", "metadata"],
+)
+def test_cost_of_a_large_payload_is_linear(payload: Callable[[int], dict[str, Any]]) -> None:
+    small, large = payload(2_000), payload(20_000)
+    assert isinstance(to_message("workflow_data_change", large), WorkflowDataChange)
+    once = calls_of(lambda: to_message("workflow_data_change", small))
+    assert calls_of(lambda: to_message("workflow_data_change", large)) <= 11 * once
+
+
+def test_payload_of_a_million_keys_is_read() -> None:
+    event = event_of('{"eventType":"workflow_data_change","id":"1","message":{' + _keys(1_000_000) + ',"id":"c"}}')
+    assert event.message == WorkflowDataChange(id="c")
+
+
+def _keys(count: int) -> str:
+    return ",".join(f'"{n}":0' for n in range(count))
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 10_000, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("field", ["data", "differences", "metadata", "other"])
+def test_deep_nesting_costs_no_more_than_the_message(field: str, opening: str, closing: str, depth: int) -> None:
+    nested = opening * depth + "0" + closing * depth
+    decoded = decode(f'{{"eventType":"workflow_data_change","id":"1","message":{{"id":"c","{field}":{nested}}}}}')
+    if depth < 1_000:
+        assert isinstance(decoded, Event)
+        assert isinstance(decoded.message, WorkflowDataChange | OtherMessage)
+    elif isinstance(decoded, Event):
+        assert decoded.message is not None
+    else:
+        assert decoded == Ignored(kind="malformed", why="nested too deeply")
