@@ -236,7 +236,11 @@ class Intake:
 
     def _make_room(self) -> None:
         settings, ledger = self._settings, self._ledger
-        if ledger.unsettled < self._max_unsettled and ledger.settled_count < self._max_settled:
+        if self._paused and (
+            ledger.unsettled <= _LOW_WATER * self._max_unsettled
+            and self._max_settled - ledger.settled_count >= (1 - _LOW_WATER) * settings.max_unsaved
+        ):
+            # Not earlier: where a consumer is behind, each event that it settles would end a pause and begin another.
             self._paused = False
         if (
             self._events <= _LOW_WATER * settings.max_buffered_events

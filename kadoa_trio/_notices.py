@@ -8,8 +8,10 @@ two of them can tell different stories.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
+import math
 from collections.abc import Callable
 from datetime import datetime
 
@@ -20,6 +22,12 @@ from ._ledger import Gap, Moment
 
 MAX_NOTICES = 256
 """How many unread notices are kept; the oldest is dropped, and counted, to make room."""
+
+NOTICES_AT_ONCE, NOTICE_INTERVAL = 5, 10.0
+"""Notices of a kind that a server or a consumer can repeat at will, such as `FrameIgnored`: so many are published at
+once, then one for each interval, in seconds. The others are counted, and the next one carries their number."""
+MAX_NOTICE_TEXT = 2_000
+"""Maximum length of each text in a notice, in characters: 256 unread notices stay below 4 MB, whatever a server sends."""
 
 _log = logging.getLogger("kadoa_trio.client")
 
@@ -50,6 +58,11 @@ class Notice:
     def level(self) -> int:
         """The level that it is logged at."""
         return logging.INFO
+
+    @property
+    def repeats(self) -> str | None:
+        """What notices share a rate limit with this one; None for one that needs no limit."""
+        return None
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -218,42 +231,84 @@ class PossibleGap(Notice):
 
 @attrs.frozen(kw_only=True)
 class FrameIgnored(Notice):
-    """A frame was not understood and not delivered; the connection lives on."""
+    """A frame was not understood and not delivered; the connection lives on.
+
+    Published at a limited rate for each `kind`: five at once, then one in 10 s.
+    ``realtime.statistics().ignored`` counts every frame.
+    """
 
     generation: int
     kind: str
     """``"malformed"``, ``"control"`` or ``"unknown"``."""
     why: str
     type: str | None = None
-    """The type that the frame names."""
+    """The type that the frame names. Maximum 256 characters."""
+    suppressed: int = 0
+    """Frames of this kind that were ignored without a notice since the last notice of this kind."""
 
     @property
     def level(self) -> int:
         # New kinds of frames are announced and harmless; one that cannot be read may have been an event.
         return logging.WARNING if self.kind == "malformed" else logging.DEBUG
 
+    @property
+    def repeats(self) -> str:
+        """Frames of one kind share a limit."""
+        return f"FrameIgnored {self.kind}"
+
     def __str__(self) -> str:
-        named = f" {self.type[:80]!r}" if self.type is not None else ""
-        return f"connection {self.generation}: ignored a frame{named} ({self.kind}: {self.why})"
+        named = f" of type {_quoted(self.type)}" if self.type is not None else ""
+        return (
+            f"connection {self.generation}: ignored a frame{named} ({self.kind}: {self.why}); the connection goes on"
+            f"{_and_suppressed(self.suppressed, 'frames of this kind were ignored')}"
+        )
 
 
 @attrs.frozen(kw_only=True)
 class AdmissionPaused(Notice):
-    """Too much is unsettled (``max_unsettled``) or unsaved (``max_unsaved``): nothing is read until that changes."""
+    """Too much is unsettled (``max_unsettled``) or unsaved (``max_unsaved``): nothing is read until that changes.
+
+    Published once for each pause: a pause is over when the number is down to
+    80 % of its limit. Pauses in quick succession are published at a limited
+    rate, five at once, then one in 10 s; ``realtime.statistics().pauses``
+    counts every one.
+    """
 
     oldest: str | None
     """The id of the event that everything waits for; None if it waits for the cursor store."""
     unsettled: int
     unsaved: int = 0
+    suppressed: int = 0
+    """Pauses that were not published since the last notice of one."""
 
     @property
     def level(self) -> int:
         return logging.WARNING
 
+    @property
+    def repeats(self) -> str:
+        """All pauses share a limit."""
+        return "AdmissionPaused"
+
     def __str__(self) -> str:
+        more = _and_suppressed(self.suppressed, "pauses")
         if self.oldest is None:
-            return f"admission paused: {self.unsaved} settled events are not saved; the cursor store fails"
-        return f"admission paused: {self.unsettled} events since {self.oldest}, which was never settled"
+            return (
+                f"admission paused: {self.unsaved} settled events are not saved, because the cursor store fails; "
+                f"the client reads on after a save (option max_unsaved){more}"
+            )
+        return (
+            f"admission paused: event {_quoted(self.oldest)} is not settled, and the {self.unsettled} events from it on "
+            f"are the maximum (option max_unsettled); the client reads on when it is settled{more}"
+        )
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:80] + "…")
+
+
+def _and_suppressed(count: int, what: str) -> str:
+    return f"; {count} more {what} since the last such record" if count else ""
 
 
 @attrs.frozen(kw_only=True)
@@ -554,36 +609,80 @@ class Status:
         )
 
 
+class _RateLimit:
+    """Lets `NOTICES_AT_ONCE` notices through, then one for each `NOTICE_INTERVAL`; counts the others.
+
+    After a quiet time as many may come at once again.
+    """
+
+    def __init__(self) -> None:
+        # When the limit is what it was at first: each notice that is let through puts it off by the interval.
+        self._fresh_at = -math.inf
+        self._suppressed = 0
+
+    def admit(self, now: float) -> int | None:
+        """Return how many were suppressed before this one; None if this one is suppressed, too."""
+        fresh_at = max(self._fresh_at, now) + NOTICE_INTERVAL
+        if fresh_at - now > NOTICES_AT_ONCE * NOTICE_INTERVAL:
+            self._suppressed += 1
+            return None
+        self._fresh_at = fresh_at
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
+
+
 class Reporter:
     """Publishes notices: into the status, the log and the channel. Never blocks, never raises.
 
+    What it keeps is bounded: the number of unread notices, the length of
+    each text in them, and the rate of those that can be repeated at will.
+
     Args:
         wall_clock: gives the time of a notice, aware.
+        clock: gives the time that rates are measured with, in seconds; Trio's.
     """
 
-    def __init__(self, wall_clock: Callable[[], datetime]) -> None:
+    def __init__(self, wall_clock: Callable[[], datetime], clock: Callable[[], float] = trio.current_time) -> None:
         self.wall_clock = wall_clock
         self.status: Status = Status()
         self.dropped: int = 0
         """How many notices nobody read in time."""
+        self._clock = clock
+        self._limits: dict[str, _RateLimit] = {}
+        """By `Notice.repeats`, of which there are a few."""
         self._send, self._receive = trio.open_memory_channel[Notice](MAX_NOTICES)
         self.notices: trio.MemoryReceiveChannel[Notice] = self._receive.clone()
         """The user's end."""
         self._changed = trio.Event()
 
     def publish(self, kind: Callable[..., Notice], /, **facts: object) -> None:
-        """Make a notice of *kind* and tell everybody."""
+        """Make a notice of *kind*, and publish it unless there were too many like it; the status takes in every one."""
+        for name, value in facts.items():
+            if isinstance(value, str) and len(value) > MAX_NOTICE_TEXT:
+                facts[name] = value[: MAX_NOTICE_TEXT - 1] + "…"
         notice = kind(at=self.wall_clock(), **facts)
-        self.status = self.status.after(notice)
-        self._changed.set()
-        self._changed = trio.Event()
-        _log.log(notice.level, "%s", notice)
+        before, self.status = self.status, self.status.after(notice)
+        if self.status.state is not before.state:
+            self._changed.set()
+            self._changed = trio.Event()
+        if notice.repeats is not None:
+            suppressed = self._limits.setdefault(notice.repeats, _RateLimit()).admit(self._clock())
+            if suppressed is None:
+                return
+            if suppressed:
+                notice = kind(at=notice.at, **facts, suppressed=suppressed)
+        if _log.isEnabledFor(notice.level):
+            text = str(notice)
+            with contextlib.suppress(Exception):  # of a logging filter of the program's: the client goes on
+                _log.log(notice.level, "%s", text)
         try:
             self._send.send_nowait(notice)
         except trio.WouldBlock:
             self._receive.receive_nowait()
             self.dropped += 1
             self._send.send_nowait(notice)
+        except trio.ClosedResourceError:
+            pass  # the client has been left: nobody can read this notice
 
     def moment(self) -> Moment:
         """Return the time on both clocks: the wall's, and Trio's."""
