@@ -33,6 +33,12 @@ MESSAGE_ALLOWANCE = 10.0
 
 At 30 s that is 300 s: 64 MiB at 2 Mbit/s take 268 s.
 """
+MAX_FRAGMENTS = 131_072
+"""Maximum number of fragments (WebSocket frames) of one message; with more the connection is given up.
+
+The specification (RFC 6455, section 5.4) has no limit, not even for empty ones. At the default ``max_message_size``
+of 64 MiB it leaves each fragment 512 bytes on average, and servers send fragments of 4 KiB and more.
+"""
 LEAVE_TIMEOUT = 2.0
 """How long leaving may take in all, in seconds: sockets, the last save, the last acknowledgements."""
 SAVE_INTERVAL = 0.05

@@ -9,19 +9,29 @@ import itertools
 import json
 import logging
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+import wsproto
+from _loopback import CLOSE_1000, accept, frame, read_head, upgrade
 from _receiving import receiving
+from hypothesis import given
+from hypothesis import strategies as st
+from test_socket import MemoryNetwork, speak
 
 from kadoa_trio import AdmissionPaused, FrameIgnored, Lost, Notice, Realtime, Retrying
+from kadoa_trio._errors import AttemptError
 from kadoa_trio._ledger import RECENT_IDS
 from kadoa_trio._notices import MAX_NOTICE_TEXT, MAX_NOTICES, NOTICE_INTERVAL, NOTICES_AT_ONCE, Draining, Reporter
+from kadoa_trio._settings import MAX_FRAGMENTS, Settings
+from kadoa_trio._socket import _FRAMES_AT_ONCE, EndKind, SocketEnd, SocketEnded, _FrameCounter
 from kadoa_trio._wire import Ignored, decode
+from kadoa_trio.testing import Faults
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 MEGABYTE = 1_000_000
@@ -146,18 +156,18 @@ async def test_garbage_frames_are_reported_at_a_limited_rate_and_all_counted(
         found(realtime, Notice)
         caplog.clear()
         for _ in range(100):
-            for _ in range(100):
+            for _ in range(20):
                 kadoa.newest.send_raw("null")
             await trio.sleep(1)
         ignored = found(realtime, FrameIgnored)
         assert len(ignored) == NOTICES_AT_ONCE + 99 // NOTICE_INTERVAL
         assert [notice.suppressed for notice in ignored[:NOTICES_AT_ONCE]] == [0] * NOTICES_AT_ONCE
-        assert [notice.suppressed for notice in ignored[NOTICES_AT_ONCE:]] == [995, *[999] * 8]
+        assert [notice.suppressed for notice in ignored[NOTICES_AT_ONCE:]] == [195, *[199] * 8]
         records = [record for record in caplog.records if "ignored a frame" in record.getMessage()]
         assert [record.getMessage() for record in records] == list(map(str, ignored))
-        assert "; 999 more frames of this kind were ignored since" in str(ignored[-1])
+        assert "; 199 more frames of this kind were ignored since" in str(ignored[-1])
         statistics = realtime.statistics()
-        assert (statistics.ignored, statistics.notices_dropped) == (10_000, 0)
+        assert (statistics.ignored, statistics.notices_dropped) == (2_000, 0)
 
 
 async def test_each_kind_of_frame_has_a_limit_of_its_own(autojump_clock: Any, pair: Any) -> None:
@@ -244,3 +254,212 @@ def test_texts_from_a_server_are_quoted_where_they_are_reported() -> None:
     ):
         assert str(notice).isprintable()
         assert len(str(notice)) < 400
+
+
+# ---- frames of a WebSocket -----------------------------------------------------------------------------------------
+
+
+class Processing:
+    """Counts what the WebSocket library handles, and the most that it handled between two turns of another task."""
+
+    def __init__(self) -> None:
+        self.total = self.since = self.most = 0
+
+    def count(self, events: Iterable[object]) -> Iterator[object]:
+        for event in events:
+            self.total += 1
+            self.since += 1
+            self.most = max(self.most, self.since)
+            yield event
+
+    async def other_task(self) -> None:
+        while True:
+            self.since = 0
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def processing(monkeypatch: pytest.MonkeyPatch) -> Processing:
+    processing, events = Processing(), wsproto.WSConnection.events
+    monkeypatch.setattr(wsproto.WSConnection, "events", lambda self: processing.count(events(self)))
+    return processing
+
+
+# Trio runs the tasks of a batch in any order: another task may be first in one and last in the next. The end of the
+# handshake counts as well.
+TWO_PIECES = 2 * _FRAMES_AT_ONCE + 1
+
+FLOODS = {
+    "empty fragments": (b"\x01\x00", b"\x00\x00", b"\x80\x03end"),
+    "empty binary fragments": (b"\x02\x00", b"\x00\x00", b"\x80\x03end"),
+    "pings": (b"", b"\x89\x00", b"\x81\x03end"),
+    "pongs": (b"", b"\x8a\x00", b"\x81\x03end"),
+    "empty messages": (b"", b"\x81\x00", b"\x81\x03end"),
+    "tiny fragments": (b"\x01\x00", b"\x00\x01x", b"\x80\x03end"),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("with_the_answer", [True, False])
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+async def test_flood_of_frames_lets_other_tasks_run(
+    flood: str, with_the_answer: bool, line_end: bytes, processing: Processing
+) -> None:
+    first, repeated, last = FLOODS[flood]
+    sent = first + repeated * 2_000 + last
+
+    async def server(stream: trio.abc.Stream) -> None:
+        head = upgrade(await read_head(stream)).replace(b"\r\n", line_end)
+        # The client receives all of it at once, from the memory of the stream.
+        for data in (head + sent,) if with_the_answer else (head, sent):
+            await stream.send_all(data)
+        async for _ in stream:
+            pass
+
+    network = MemoryNetwork(server)
+    with trio.fail_after(60):
+        async with network.running(), network.open() as opened, trio.open_nursery() as nursery:
+            nursery.start_soon(processing.other_task)
+            message: str | bytes = ""
+            while message[-3:] not in ("end", b"end"):
+                message = await opened.receive()
+            nursery.cancel_scope.cancel()
+    assert processing.total > 2_000
+    assert processing.most <= TWO_PIECES
+
+
+async def test_flood_while_closing_lets_other_tasks_run(processing: Processing) -> None:
+    async def server(stream: trio.abc.Stream) -> None:
+        await accept(stream, frame(b"hello"))
+        await stream.receive_some()  # the client's close frame
+        await stream.send_all(b"\x81\x00" * 2_000 + CLOSE_1000)
+
+    network = MemoryNetwork(server)
+    with trio.fail_after(60):
+        async with network.running(), trio.open_nursery() as nursery:
+            nursery.start_soon(processing.other_task)
+            async with network.open() as opened:
+                assert await opened.receive() == "hello"
+            nursery.cancel_scope.cancel()
+    assert processing.total > 1_000
+    assert processing.most <= TWO_PIECES
+
+
+@pytest.mark.parametrize(("count", "delivered"), [(1_000, True), (1_001, False)])
+@pytest.mark.parametrize("content", [b"", b"x"])
+async def test_message_has_a_maximum_of_fragments(
+    count: int, delivered: bool, content: bytes, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    monkeypatch.setattr("kadoa_trio._socket.MAX_FRAGMENTS", 1_000)
+    middle = frame(content, 0, final=False) + b"\x89\x00"  # pings may come between, and are no fragments
+    one = frame(b"", 1, final=False) + middle * (count - 2) + frame(b"", 0)
+    network = MemoryNetwork(speak(one * 3, frame(b"end")))
+    async with network.running(), network.open() as opened:
+        if delivered:
+            for _ in range(3):
+                assert await opened.receive() == content.decode() * 998
+            assert await opened.receive() == "end"
+            return
+        with pytest.raises(SocketEnded) as caught:
+            await opened.receive()
+    assert caught.value.end == SocketEnd(EndKind.PROTOCOL, None, "a message of more than 1,000 fragments")
+    network.assert_closed()
+
+
+def test_maximum_of_fragments_leaves_room_for_the_largest_message() -> None:
+    assert Settings().max_message_size / MAX_FRAGMENTS <= 512
+
+
+async def test_client_gives_a_connection_up_that_sends_empty_fragments_for_ever(
+    autojump_clock: Any, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kadoa_trio._socket.MAX_FRAGMENTS", 5_000)
+    async with pair() as (kadoa, realtime):
+        await trio.sleep(20)
+        found(realtime, Notice)
+        await kadoa.newest._stream.send_all(b"\x01\x00" + b"\x00\x00" * 20_000)
+        await kadoa.wait_subscribed(2)
+        (lost,) = found(realtime, Lost)
+        assert "a message of more than 5,000 fragments" in lost.how
+
+
+async def test_empty_fragments_and_pings_do_not_hold_the_heartbeat_off(autojump_clock: Any, pair: Any) -> None:
+    for sent in (b"\x00\x00" * 600, b"\x89\x00" * 600, (b"\x8a\x7d" + bytes(125)) * 10):
+        async with pair() as (kadoa, realtime):
+            await trio.sleep(20)
+            found(realtime, Notice)
+            kadoa.faults = Faults(no_heartbeats=True)
+            await kadoa.newest._stream.send_all(b"\x01\x00")
+            began = trio.current_time()
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while trio.current_time() < began + 200:
+                    await kadoa.newest._stream.send_all(sent)
+                    await trio.sleep(5)
+                    if kadoa.newest.number > 1:
+                        break
+            (lost,) = found(realtime, Lost)
+            assert "heartbeat_timeout" in lost.how
+            assert trio.current_time() - began < 40
+
+
+@pytest.mark.parametrize("body", [b"1\r\nx\r\n" * 20_000, b"x" * 200_000])
+async def test_refusal_is_read_in_small_pieces_and_up_to_a_limit(
+    body: bytes, autojump_clock: Any, processing: Processing
+) -> None:
+    chunked = b"Transfer-Encoding: chunked" if body.startswith(b"1") else b"Content-Length: 10000000"
+    taken = 0
+
+    async def server(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        await stream.send_all(b"HTTP/1.1 503 Busy\r\n" + chunked + b"\r\n\r\n" + body)
+        await trio.sleep_forever()
+
+    def count(data: bytes | bytearray) -> bytes | bytearray:
+        nonlocal taken
+        taken += len(data)
+        return data
+
+    network = MemoryNetwork(server, received=count)
+    with trio.fail_after(60):
+        async with network.running(), trio.open_nursery() as nursery:
+            nursery.start_soon(processing.other_task)
+            with pytest.raises(AttemptError, match="HTTP 503"):
+                async with network.open():
+                    pytest.fail("it opened")
+            nursery.cancel_scope.cancel()
+    assert processing.most < 1_000
+    assert taken <= 40_000
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 2, 8, 9, 10]), st.sampled_from([0, 1, 125, 126, 65_535, 65_536]), st.booleans()
+        ),
+        max_size=200,
+    ),
+    st.lists(st.integers(1, 200_000), min_size=1, max_size=50),
+)
+def test_frames_are_counted_wherever_a_chunk_is_cut(frames: list[tuple[int, int, bool]], sizes: list[int]) -> None:
+    wire = b"".join(frame(bytes(size), opcode, final=final) for opcode, size, final in frames)
+    headers = {0: 2, 1: 2, 125: 2, 126: 4, 65_535: 4, 65_536: 10}
+    counter = _FrameCounter()
+    payload = at = 0
+    for size in itertools.cycle(sizes):
+        if at == len(wire):
+            break
+        chunk = wire[at : at + size]
+        at += len(chunk)
+        start = 0
+        while start < len(chunk):
+            end = counter.cut(chunk, start)
+            assert start < end <= len(chunk)
+            payload += counter.payload
+            start = end
+    assert payload == sum(size for opcode, size, _ in frames if opcode < 8)
+    assert len(wire) == sum(headers[size] + size for _, size, _ in frames)
+    fragments = 0
+    for opcode, _, final in frames:
+        if opcode < 8:
+            fragments = 0 if final else 1 if opcode else fragments + 1
+    assert counter._fragments == fragments
