@@ -15,6 +15,7 @@ import enum
 import math
 import random
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final
 
@@ -55,6 +56,11 @@ _HEARTBEAT_SLACK: Final = 0.01
 _LAST_LOOK: Final = 0.25
 # A timer that fires this many seconds late shows that the event loop was blocked.
 _BLOCKED: Final = 1.0
+# A frame that was waited for at least this many seconds was not there when it was asked for. While frames come without
+# a wait, the reader may be behind; but it has caught up after this many seconds of reading.
+_WAITED: Final = 0.05
+_CATCH_UP: Final = 2.0
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # How often a connection that is not trusted looks whether its deliveries can be relied on, as a part of stable_after.
 _LOOKS: Final = 4
 
@@ -117,7 +123,7 @@ class Shared:
         if gaps:
             self.on_gaps(gaps)
 
-    def try_admit(self, event: Event, generation: int, now: Moment, *, apart: bool = False) -> bool:
+    def try_admit(self, event: Event, generation: int, now: Moment, arrived: Moment, *, apart: bool = False) -> bool:
         """Admit an event, in one step with its place in the buffer; False if there is no space for it.
 
         Everything is looked at again after a wait: another connection may have
@@ -127,13 +133,14 @@ class Shared:
         Args:
             event: the event.
             generation: the connection that brought it.
-            now: when it did.
+            now: the time.
+            arrived: a time before which it cannot have come.
             apart: that connection has ended.
         """
         ledger, intake = self.ledger, self.intake
         if ledger.knows(event.id):
             if not apart:
-                ledger.repeat(generation, event.id, event.cursor, now)
+                ledger.repeat(generation, event.id, event.cursor, now, arrived)
             return True
         if intake.closed:
             return True
@@ -144,7 +151,7 @@ class Shared:
         if apart:
             entry = ledger.admit_apart(event.id)
         else:
-            entry, gaps = ledger.admit(generation, event.id, event.cursor, now)
+            entry, gaps = ledger.admit(generation, event.id, event.cursor, now, arrived)
         self.received += 1
         if wanted:
             intake.put(event, entry)
@@ -233,6 +240,10 @@ class Connection:
         self._far_enough = 0.0
         self._progress = 0
         self._is_confirmed = False
+        # When the next frame was asked for; a time before which the last one cannot have come; and the next such time.
+        self._asked: Moment = (_LONG_AGO, 0.0)
+        self._not_before: Moment = (_LONG_AGO, 0.0)
+        self._caught_up: Moment = (_LONG_AGO, 0.0)
 
     def __repr__(self) -> str:
         return f"<Connection {self.generation}, {self.end or 'open'}>"
@@ -288,6 +299,7 @@ class Connection:
             ) as socket:
                 self.cursor = shared.ledger.open(
                     self.generation,
+                    shared.reporter.moment(),
                     mark=mark,
                     promised=self._promised,
                     with_cursor=self._hold is None,
@@ -337,7 +349,8 @@ class Connection:
     async def _read_while_alive(self, socket: Socket) -> End:
         """Read until the connection ends, or no frame has come within ``heartbeat_timeout``."""
         timeout = self._shared.settings.heartbeat_timeout
-        self._last_frame = trio.current_time()
+        self._asked = self._not_before = self._caught_up = self._shared.reporter.moment()
+        self._last_frame = self._asked[1]
         self._heartbeat.deadline = self._last_frame + timeout
         looked_after: float | None = None
         while True:
@@ -366,7 +379,12 @@ class Connection:
                 return _end_of(exc)
             moment = reporter.moment()
             now = self._last_frame = moment[1]
-            ledger.last_life = moment[0]
+            if now - self._asked[1] >= _WAITED:
+                self._not_before = self._caught_up = self._asked
+            elif now - self._caught_up[1] >= _CATCH_UP:
+                self._not_before, self._caught_up = self._caught_up, moment
+            self._asked = moment
+            ledger.last_life = self._not_before[0]
             self._progress = 0
             if now > self._far_enough:
                 self._heartbeat.deadline = now + timeout + slack
@@ -381,9 +399,9 @@ class Connection:
                 if self.events == 1:
                     self.spoke.set()
                 if self._hold is not None and not self._hold.released.is_set():
-                    await self._keep(frame, self._hold, moment)
-                elif not self._try_admit(frame, moment):
-                    await self._admit(frame, moment)
+                    await self._keep(frame, self._hold)
+                elif not self._try_admit(frame, moment, self._not_before):
+                    await self._admit(frame)
                 del frame
             elif isinstance(frame, DrainNotice):
                 self._drain(frame, now)
@@ -430,33 +448,34 @@ class Connection:
 
     # ---- events ------------------------------------------------------------------------------------------------
 
-    async def _admit(self, event: Event, arrived: Moment) -> None:
+    async def _admit(self, event: Event) -> None:
         """Admit an event as soon as there is space."""
+        arrived = self._not_before
         while True:
             with self._suspended():
                 await self._shared.intake.wait_room(event.size)
-            # The time at which it came, on the clock of a connection that stood still since.
-            if self._try_admit(event, (arrived[0], trio.current_time())):
+            if self._try_admit(event, self._shared.reporter.moment(), arrived):
                 return
 
-    def _try_admit(self, event: Event, now: Moment) -> bool:
+    def _try_admit(self, event: Event, now: Moment, arrived: Moment) -> bool:
         shared = self._shared
         received = shared.received
-        admitted = shared.try_admit(event, self.generation, now)
+        admitted = shared.try_admit(event, self.generation, now, arrived)
         self.admitted += shared.received - received
         return admitted
 
-    async def _keep(self, event: Event, hold: Hold, arrived: Moment) -> None:
+    async def _keep(self, event: Event, hold: Hold) -> None:
         """Hold an event of a probe, or wait until the hold is released if it is full."""
+        arrived = self._not_before
         if hold.full:
             # The probe has shown that the server is well. It is read again when the hold is released.
             self.lasting.set()
             with self._suspended():
                 await hold.released.wait()
         if not hold.released.is_set():
-            hold.put(self.generation, event)
-        elif not self._try_admit(event, (arrived[0], trio.current_time())):
-            await self._admit(event, arrived)
+            hold.put(self.generation, event, arrived)
+        elif not self._try_admit(event, self._shared.reporter.moment(), arrived):
+            await self._admit(event)
 
     # ---- clocks ------------------------------------------------------------------------------------------------
 
@@ -479,7 +498,9 @@ class Connection:
         if self._pauses:
             return
         self._retired_unread = interrupted
-        now = trio.current_time()
+        # What comes next may have been waiting to be read: the time before which it cannot have come stays as it is.
+        self._asked = self._caught_up = self._shared.reporter.moment()
+        now = self._asked[1]
         self._count_as_waited(now - self._waiting_since)
         if self._retire_left is not None:
             self._life.deadline = now + self._retire_left

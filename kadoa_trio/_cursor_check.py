@@ -17,6 +17,7 @@ import attrs
 import trio
 
 from ._events import Event
+from ._ledger import Moment
 
 CLOSES_BEFORE_CHECK: Final = 3
 """Consecutive closes before any event after which the cursor is checked."""
@@ -81,8 +82,8 @@ class Hold:
     def __init__(self, max_events: int, max_bytes: int) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self.events: deque[tuple[int, Event]] = deque()
-        """With the generation of the connection that brought each."""
+        self.events: deque[tuple[int, Event, Moment]] = deque()
+        """With the generation of the connection that brought each, and when it did."""
         self._bytes = 0
         self.some = trio.Event()
         """Set by the first event."""
@@ -91,15 +92,15 @@ class Hold:
         self.released = trio.Event()
         """Set when everything was handed out; from then on events pass."""
 
-    def put(self, generation: int, event: Event) -> None:
+    def put(self, generation: int, event: Event, arrived: Moment) -> None:
         """Keep an event back."""
-        self.events.append((generation, event))
+        self.events.append((generation, event, arrived))
         self._bytes += event.size
         self.some.set()
 
     def take(self) -> None:
         """Remove the oldest event, which was admitted."""
-        _, event = self.events.popleft()
+        _, event, _ = self.events.popleft()
         self._bytes -= event.size
 
     @property

@@ -55,6 +55,8 @@ from ._cursors import CursorKey, cursor_key
 
 RECENT_IDS = 1_000
 """How many of the newest settled ids go with a position: a replay may be inclusive, or start earlier than asked."""
+RECENT_IDS_WITHOUT_CURSOR: Final = 100
+"""The same for a position without a cursor, from which nothing can be replayed."""
 MAX_GAPS = 100
 """How many gaps are kept; the count goes on."""
 MATURE_AFTER: Final = 10.0
@@ -485,12 +487,20 @@ class Ledger:
         return Mark(self._seq, max(keys, default=None))
 
     def open(
-        self, generation: int, *, mark: Mark | None = None, promised: bool = True, with_cursor: bool = True
+        self,
+        generation: int,
+        now: Moment | None = None,
+        *,
+        mark: Mark | None = None,
+        promised: bool = True,
+        with_cursor: bool = True,
     ) -> str | None:
         """Register a connection, and return the cursor that it must subscribe with.
 
         Args:
             generation: its number, larger than every earlier one's.
+            now: the time; None if it does not matter since when events may be
+                missing.
             mark: what was known when its attempt began; None for now.
             promised: False if the server announced that it does not resume.
                 The cursor is sent anyway: it does no harm. The announcement
@@ -520,6 +530,8 @@ class Ledger:
             self._line = source.line
             self._leader = source
             source.decided = source.trusted = True
+            if self._cursor_at is None:
+                self._cursor_at = self._tail.at = now
         elif self._leader is None:
             self._elect()
         return cursor
@@ -529,8 +541,6 @@ class Ledger:
         source = self._sources[generation]
         source.first = now
         source.last_sign = source.clock(now)
-        if self._cursor_at is None and source is self._leader:
-            self._cursor_at = self._tail.at = now
 
     def waited(self, generation: int, seconds: float) -> None:
         """Record that a connection was not read for so long: that time shows nothing about its replay."""
@@ -735,38 +745,52 @@ class Ledger:
         """Tell whether this id was admitted: to deliver it again would be a repetition."""
         return event_id in self._ids
 
-    def repeat(self, generation: int, event_id: str, cursor: str | None, now: Moment) -> None:
-        """Record that a connection delivered an id that is known. Nothing is handed out."""
+    def repeat(
+        self, generation: int, event_id: str, cursor: str | None, now: Moment, arrived: Moment | None = None
+    ) -> None:
+        """Record that a connection delivered an id that is known. Nothing is handed out. Arguments as for `admit`."""
         self.repeated += 1
+        arrived = arrived or now
         source, entry = self._sources[generation], self._ids[event_id]
         # What was taken from the log says nothing about what any connection owes.
         if entry.generation != _FROM_LOG and entry.seq >= source.baseline and entry.line is not source.line:
             self._join(source, entry.line)
         if cursor is not None:
-            source.last = now
+            source.last = arrived
         if source is self._leader and source.trusted:
             if entry.ahead:
                 # In order up to here by the leader's own word. Otherwise nothing changes:
                 # a replay of old events must not take the cursor back.
                 self._cover(entry)
                 if cursor is not None:
-                    self._cursor_at = now
+                    self._cursor_at = arrived
                     self._step(cursor)
             return
         key = cursor_key(cursor)
-        one = _Delivered(now, source.clock(now), entry, cursor, key)
+        one = _Delivered(arrived, source.clock(now), entry, cursor, key)
         if self._is_replayed(source, entry, event_id, one):
             self._replayed(source, one)
         elif entry.ahead and event_id not in source.trail_ids:
             self._leave_in_trail(source, one)
 
-    def admit(self, generation: int, event_id: str, cursor: str | None, now: Moment) -> tuple[Entry, list[Gap]]:
+    def admit(
+        self, generation: int, event_id: str, cursor: str | None, now: Moment, arrived: Moment | None = None
+    ) -> tuple[Entry, list[Gap]]:
         """Record a new event. The caller enqueues it before anything else can happen.
+
+        Args:
+            generation: the connection that delivered it.
+            event_id: what identifies it.
+            cursor: where it stands in the stream.
+            now: when it is admitted.
+            arrived: a time before which it cannot have come, if that is
+                earlier: it may have waited to be read. Spans of gaps begin there.
 
         Returns the entry to settle, and the possible gaps that the event
         brings to light.
         """
         source = self._sources[generation]
+        arrived = arrived or now
         gaps: list[Gap] = []
         leads = source is self._leader
         if leads and source.doubted:
@@ -791,18 +815,18 @@ class Ledger:
                 if older.generation < generation:
                     older.by_newer += 1
         if cursor is not None:
-            source.last = now
+            source.last = arrived
         if leads and source.trusted:
             moved = cursor is not None or self._cursor is None
             if moved:
-                self._cursor_at = now
+                self._cursor_at = arrived
                 self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
             entry = Entry(self._seq, event_id, cursor, self._cursor_at, moved, generation, source.line)
             self._record(entry)
             return entry, gaps
         key = cursor_key(cursor)
         entry = Entry(self._seq, event_id, None, None, False, generation, source.line, ahead=True)
-        one = _Delivered(now, source.clock(now), entry, cursor, key)
+        one = _Delivered(arrived, source.clock(now), entry, cursor, key)
         replayed = self._is_replayed(source, None, event_id, one)
         if replayed and leads and self._is_beyond(key):
             # A part of the replay: everything before it in the stream was replayed before it.
@@ -985,8 +1009,9 @@ class Ledger:
 
     def _position(self, tail: _Tail, pending: Iterable[Entry], also: Entry | None, now: Moment | None) -> Position:
         settled: list[str] = []
-        recent: list[str] = []
-        if tail.cursor is not None:  # else nothing can be replayed
+        # Without a cursor nothing can be replayed; but a repair of the gap that follows may find the newest events.
+        recent = list(self._recent)[-RECENT_IDS_WITHOUT_CURSOR:]
+        if tail.cursor is not None:
             pinned = {*tail.pins, *tail.late_pins}
             ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
             beyond = [entry for entry in pending if entry.settled and entry.id is not None and not entry.ahead]

@@ -413,9 +413,9 @@ class Supervisor:
             shared.reporter.publish(HeldEventsReleased, cursor=shared.ledger.resume_cursor, events=len(hold.events))
         while hold.events:
             # Taken only when it is admitted: being cancelled here loses nothing that was admitted.
-            generation, event = hold.events[0]
+            generation, event, arrived = hold.events[0]
             apart = not shared.ledger.is_open(generation)
-            if shared.try_admit(event, generation, shared.reporter.moment(), apart=apart):
+            if shared.try_admit(event, generation, shared.reporter.moment(), arrived, apart=apart):
                 hold.take()
             else:
                 await shared.intake.wait_room(event.size)

@@ -94,7 +94,7 @@ class Machine(RuleBasedStateMachine):
         self.generation += 1
         promised = promised or self.honest
         mark = self.ledger.mark()
-        cursor = self.ledger.open(self.generation, mark=mark, promised=promised)
+        cursor = self.ledger.open(self.generation, self.now(), mark=mark, promised=promised)
         link = Link(self.generation, cursor, self.clock)
         if cursor is not None:
             if self.honest or not ignore:
@@ -308,7 +308,7 @@ def at(seconds: float = 0.0) -> tuple[datetime, float]:
 
 def opened(ledger: Ledger, generation: int, seconds: float = 0.0, *, promised: bool = True) -> str | None:
     """Open a connection whose first frame comes at once, and give the cursor that it subscribes with."""
-    cursor = ledger.open(generation, promised=promised)
+    cursor = ledger.open(generation, at(seconds), promised=promised)
     ledger.live(generation, at(seconds))
     return cursor
 
@@ -938,13 +938,23 @@ def test_first_start_is_no_gap_and_a_crash_before_any_event_leaves_one() -> None
 # ---- bounds --------------------------------------------------------------------------------------------------------
 
 
-def test_position_without_a_cursor_keeps_no_ids() -> None:
+def test_position_without_a_cursor_keeps_few_ids() -> None:
     ledger = Ledger(WINDOW)
     opened(ledger, 1)
     feed(ledger, 1, *range(5_000), cursors=False)
     position = ledger.settled_position(at())
-    assert (position.settled, position.recent) == ((), ())
-    assert len(position.to_json()) < 500
+    assert position.settled == ()
+    assert position.recent == tuple(name(number) for number in range(4_900, 5_000))  # for a repair
+    assert len(position.to_json()) < 2_000
+
+
+def test_gap_after_a_connection_that_had_no_frame_begins_with_its_subscription() -> None:
+    ledger = Ledger(WINDOW)
+    ledger.open(1, at(10))
+    ledger.ended(1, at(30))
+    opened(ledger, 2, 50)
+    assert feed(ledger, 2, 1, cursors=False, seconds=55) == [GapReason.NO_CURSOR]
+    assert (ledger.gaps[0].since, ledger.gaps[0].until) == (at(10)[0], at(50)[0])
 
 
 class NeverWalked(dict[str, Entry]):
