@@ -200,9 +200,9 @@ def ledger() -> str:
     settle("e5")
     one.ended(1, now())
     tell("1 has ended: 2 leads, but e5 may have come before a part of its replay")
-    seconds = 10.0
+    seconds = 30.0
     one.tick(2, now())
-    tell("ten seconds without a step back behind e5")
+    tell("thirty seconds without a step back behind e5")
     return "\n".join(lines) + "\n"
 
 

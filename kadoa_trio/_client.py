@@ -282,9 +282,10 @@ async def open_realtime(
             seconds, is lost. Default 30: Kadoa sends a heartbeat every 15 s,
             as its earlier documentation and its SDKs say.
         stable_after: a connection that lived for so long, in seconds, was a
-            success: the backoff starts over. So long after the last sign of a
-            replay, what the connection delivered is relied on, and after six
-            times as long its replay counts as complete. Default 10.
+            success: the backoff starts over. What a connection that resumed
+            delivers moves the resume cursor after three times as long without
+            a step back behind it; its replay counts as complete after six
+            times as long without a sign of it. Default 10.
         connect_timeout: how long the first connection is tried for, in
             seconds, until the server has sent a frame. After that an outage
             is outwaited however long it takes. Default 60.
@@ -425,7 +426,7 @@ class _House:
         rng: random.Random,
         reporter: Reporter,
     ) -> None:
-        ledger = self.ledger = Ledger(settings.dedupe_window, options.position, mature_after=settings.stable_after)
+        ledger = self.ledger = Ledger(settings.dedupe_window, options.position, stable_after=settings.stable_after)
         intake = self.intake = Intake(settings, ledger, reporter, self._on_settled, lambda: self.supervisor.stop())
         self.shared = Shared(
             settings,

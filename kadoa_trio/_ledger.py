@@ -24,13 +24,13 @@ What a leader that is not trusted delivers moves the resume cursor
   attempt began; or the cursors of the connection step back to it; or, with
   opaque cursors, its id was admitted before the attempt began. Each of these
   also shows that the replay still goes on, and starts the waits again;
-* after `MATURE_AFTER` seconds of reading in which no later event has stepped
-  back behind it (comparable cursors only);
-* when the connection becomes trusted: after `TRUST_FACTOR` times as long
-  without any sign of a replay.
+* after `RELY_FACTOR` times ``stable_after`` of reading in which no later event
+  has stepped back behind it (comparable cursors only);
+* when the connection becomes trusted: after `TRUST_FACTOR` times
+  ``stable_after`` without any sign of a replay.
 
 *Did the stream go on without a hole?* That is decided when a connection leads
-and has shown no sign of a replay for the shorter wait. It has *joined* the
+and has shown no sign of a replay for ``stable_after``. It has *joined* the
 line of the leader before it when both delivered the same id, or when it
 replays: the one was in order up to it, the other is from there on. One that
 was asked to resume is believed without that, unless it shows otherwise:
@@ -59,12 +59,17 @@ RECENT_IDS_WITHOUT_CURSOR: Final = 100
 """The same for a position without a cursor, from which nothing can be replayed."""
 MAX_GAPS = 100
 """How many gaps are kept; the count goes on."""
-MATURE_AFTER: Final = 10.0
-"""Default time of reading, in seconds, after which a step back behind an event is no longer expected."""
-TRUST_FACTOR: Final = 6
-"""A replay is known to be over after this many times that time without a sign of it: 60 s by default.
+STABLE_AFTER: Final = 10.0
+"""Default of ``stable_after``, in seconds of reading."""
+RELY_FACTOR: Final = 3
+"""So many times ``stable_after`` after an event, 30 s by default, no step back behind it is expected any more.
 
-More than once that time, because a replay that comes in pages shows itself only when a page follows a live event.
+It is the longest pause in a replay, or before it, that costs nothing if the connection then breaks.
+"""
+TRUST_FACTOR: Final = 6
+"""A replay is known to be over after this many times ``stable_after`` without a sign of it: 60 s by default.
+
+More than for one event, because a replay that comes in pages shows itself only when a page follows a live event.
 """
 _VERSION: Final = 1
 _FROM_LOG: Final = -1
@@ -395,13 +400,12 @@ class Ledger:
         window: how many ids are remembered, at least. What is unsettled is
             never forgotten.
         position: where an earlier run stood, if this one resumes.
-        mature_after: how long a connection must have been read, in seconds,
-            until a step back behind what it delivered is no longer expected.
+        stable_after: the option of that name, in seconds.
     """
 
-    def __init__(self, window: int, position: Position | None = None, *, mature_after: float = MATURE_AFTER) -> None:
+    def __init__(self, window: int, position: Position | None = None, *, stable_after: float = STABLE_AFTER) -> None:
         self._window = window
-        self._mature_after = mature_after
+        self._stable_after = stable_after
         self._seq = 0
         self._admitted = 0
         self._ids: dict[str, Entry] = {}
@@ -414,6 +418,8 @@ class Ledger:
         # What the next connection that leads must show, because the one before left it open.
         self._unpromised = False
         self._unread = False
+        # The cursor that no replay was promised for: as long as it is the resume cursor, none is.
+        self._unpromised_cursor: str | None = None
         # The resume cursor, since when events after it may be missing, and where the list stood when it came.
         self._cursor: str | None = None
         self._cursor_at: _Stood | None = None
@@ -504,7 +510,8 @@ class Ledger:
             mark: what was known when its attempt began; None for now.
             promised: False if the server announced that it does not resume.
                 The cursor is sent anyway: it does no harm. The announcement
-                counts until a connection has taken the lead after it.
+                counts until a connection that was opened after it has moved the
+                resume cursor.
             with_cursor: False to subscribe without one. The connection leads
                 only after `drop_cursor` then.
         """
@@ -517,7 +524,7 @@ class Ledger:
             mark or self.mark(),
             key,
             resumes=cursor is not None,
-            asked=cursor is not None and not self._unpromised,
+            asked=cursor is not None and not self._unpromised and cursor != self._unpromised_cursor,
             unasked_because=GapReason.NOT_PROMISED if cursor is not None else GapReason.NO_CURSOR,
             baseline=self._cursor_seq if cursor is not None else self._seq + 1,
             admitted_before=self._cursor_admitted,
@@ -566,9 +573,9 @@ class Ledger:
             return []
         gaps: list[Gap] = []
         quiet = source.clock(now) - source.last_sign
-        patience = TRUST_FACTOR * self._mature_after
+        patience = TRUST_FACTOR * self._stable_after
         # What it owes may still come in a replay that goes on without showing itself.
-        if not source.decided and quiet >= (patience if self._owes(source) else self._mature_after):
+        if not source.decided and quiet >= (patience if self._owes(source) else self._stable_after):
             gaps = self._decide(source, now)
         if source.decided:
             self._mature(source, source.clock(now))
@@ -607,7 +614,7 @@ class Ledger:
     def _lead_by_force(self, source: _Source) -> None:
         source.held = source.doubted = False
         source.decided = True
-        self._unpromised = self._unread = False
+        self._close_question()
         self._line = source.line
         self._leader = source
         self._trust(source)
@@ -653,8 +660,13 @@ class Ledger:
                 source.doubted = True
         if not source.doubted:
             self._line = source.line
-        self._unpromised = self._unread = False
+        self._close_question()
         return gaps
+
+    def _close_question(self) -> None:
+        if self._unpromised:
+            self._unpromised_cursor = self._cursor
+        self._unpromised = self._unread = False
 
     def _gap(self, source: _Source, reason: GapReason, now: Moment) -> Gap:
         first = source.first or now
@@ -677,7 +689,7 @@ class Ledger:
             return
         count = 0
         for number, one in enumerate(source.trail, 1):
-            old = clock - max(one.clock, source.last_sign) >= self._mature_after
+            old = clock - max(one.clock, source.last_sign) >= RELY_FACTOR * self._stable_after
             if not old and len(source.trail) - number < self._window // 4:
                 break
             if one.key is not None:

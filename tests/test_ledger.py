@@ -5,7 +5,7 @@ what is published; a server may let live events overtake the replay or come
 between its parts, begin a replay earlier than asked, or take a cursor and
 ignore it. Of its replays the ledger assumes no more than the documentation
 says: with comparable cursors, that no pause in it lasts as long as
-``MATURE_AFTER``, and that it is over by the time of trust if nothing has
+`RELIED`, and that it is over by the time of trust if nothing has
 shown that it goes on.
 """
 
@@ -20,10 +20,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kadoa_trio._ledger import MATURE_AFTER, MAX_GAPS, RECENT_IDS, TRUST_FACTOR, Entry, Gap, GapReason, Ledger, Position
+from kadoa_trio._ledger import (
+    MAX_GAPS,
+    RECENT_IDS,
+    RELY_FACTOR,
+    STABLE_AFTER,
+    TRUST_FACTOR,
+    Entry,
+    Gap,
+    GapReason,
+    Ledger,
+    Position,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = 100_000
+RELIED = RELY_FACTOR * STABLE_AFTER
+TRUSTED = TRUST_FACTOR * STABLE_AFTER
 
 
 class Link:
@@ -121,9 +134,9 @@ class Machine(RuleBasedStateMachine):
             self.clock += seconds
             for link in self.links.values():
                 # What a server may do is documented: no pause in a replay is this long.
-                if link.replay and self.clock - link.replayed_at + seconds >= MATURE_AFTER:
+                if link.replay and self.clock - link.replayed_at + seconds >= RELIED:
                     self.receive(link, link.replay.popleft())
-                if link.replay and self.clock - link.sign_at + seconds >= TRUST_FACTOR * MATURE_AFTER:
+                if link.replay and self.clock - link.sign_at + seconds >= TRUSTED:
                     while link.replay:
                         self.receive(link, link.replay.popleft())
             self.look()
@@ -341,9 +354,6 @@ def led(*numbers: int, window: int = WINDOW) -> Ledger:
     return ledger
 
 
-TRUSTED = TRUST_FACTOR * MATURE_AFTER
-
-
 def test_first_connection_leads_at_once() -> None:
     ledger = led(1, 2)
     assert ledger.resume_cursor == cursor(2)
@@ -367,7 +377,7 @@ def test_common_id_is_no_reason_to_move_the_cursor() -> None:
     opened(ledger, 2)
     ledger.ended(1, at())
     feed(ledger, 2, 14)
-    assert ledger.ended(2, at(MATURE_AFTER - 1)) == []
+    assert ledger.ended(2, at(STABLE_AFTER - 1)) == []
     assert ledger.resume_cursor == cursor(11)
 
 
@@ -732,9 +742,9 @@ def test_time_in_which_nothing_is_read_shows_nothing_about_a_replay() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 50)
     ledger.waited(2, 100.0)
-    ledger.tick(2, at(105))
+    ledger.tick(2, at(125))
     assert ledger.resume_cursor == cursor(10)
-    ledger.tick(2, at(100 + MATURE_AFTER))
+    ledger.tick(2, at(100 + RELIED))
     assert ledger.resume_cursor == cursor(50)
 
 
@@ -743,10 +753,10 @@ def test_cursor_matures_when_nothing_steps_back() -> None:
     feed(ledger, 2, 11, 12)
     feed(ledger, 2, 13, cursors=False)
     feed(ledger, 2, 14, seconds=5)
-    ledger.tick(2, at(MATURE_AFTER))
+    ledger.tick(2, at(RELIED))
     assert ledger.resume_cursor == cursor(12)
     assert set(ledger.settled_position().settled) == {name(13), name(14)}
-    ledger.tick(2, at(MATURE_AFTER + 5))
+    ledger.tick(2, at(RELIED + 5))
     assert ledger.resume_cursor == cursor(14)
     assert ledger.settled_position().settled == ()
     feed(ledger, 2, 15, seconds=TRUSTED)
@@ -759,8 +769,8 @@ def test_many_events_without_a_step_back_mature_without_waiting() -> None:
     ledger = led(0, window=40)
     ledger.ended(1, at(0))
     opened(ledger, 2)
-    ledger.tick(2, at(MATURE_AFTER))
-    assert feed(ledger, 2, *range(1, 200), seconds=MATURE_AFTER) == []
+    ledger.tick(2, at(STABLE_AFTER))
+    assert feed(ledger, 2, *range(1, 200), seconds=STABLE_AFTER) == []
     assert ledger.resume_cursor is not None
     assert int(ledger.resume_cursor.removeprefix("1-")) >= 180
 
@@ -769,7 +779,7 @@ def test_new_cursor_format_is_treated_as_opaque() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 11)
     feed(ledger, 2, 12, cursors="opaque", seconds=1)
-    ledger.tick(2, at(MATURE_AFTER + 1))
+    ledger.tick(2, at(RELIED + 1))
     assert ledger.resume_cursor == cursor(10)
     ledger.tick(2, at(TRUSTED + 1))
     assert ledger.resume_cursor == "opaque 12"
@@ -782,7 +792,7 @@ def test_older_connection_covers_what_the_next_one_left_in_its_trail() -> None:
     feed(ledger, 1, 11, 12, 13)
     feed(ledger, 2, 14)
     assert ledger.resume_cursor == cursor(13)
-    ledger.ended(1, at(MATURE_AFTER))
+    ledger.ended(1, at(RELIED))
     assert ledger.resume_cursor == cursor(14)
 
 
@@ -813,10 +823,15 @@ def test_broken_promise_counts_until_a_connection_leads() -> None:
     ledger.ended(2, at(1))  # it dies young; what it missed is not forgotten
     opened(ledger, 3, 2)
     feed(ledger, 3, 20, seconds=2)
-    assert reasons(ledger.tick(3, at(2 + MATURE_AFTER))) == [GapReason.NOT_PROMISED]
+    assert reasons(ledger.tick(3, at(2 + STABLE_AFTER))) == [GapReason.NOT_PROMISED]
     ledger.ended(3, at(15))
-    opened(ledger, 4, 16)
-    assert ledger.tick(4, at(16 + MATURE_AFTER)) == []
+    opened(ledger, 4, 16)  # with the same cursor: it is as old as the announcement
+    feed(ledger, 4, 21, seconds=16)
+    assert reasons(ledger.tick(4, at(16 + STABLE_AFTER))) == [GapReason.NOT_PROMISED]
+    ledger.tick(4, at(16 + RELIED))
+    ledger.ended(4, at(50))
+    assert opened(ledger, 5, 51) == cursor(21)
+    assert ledger.tick(5, at(51 + STABLE_AFTER)) == []
 
 
 def test_server_that_resumes_without_a_promise_is_believed() -> None:
@@ -825,7 +840,7 @@ def test_server_that_resumes_without_a_promise_is_believed() -> None:
     opened(ledger, 3, promised=False)
     feed(ledger, 3, 11)  # older than the subscription, so that the server does replay
     ledger.ended(2, at(1))
-    assert ledger.tick(3, at(MATURE_AFTER)) == []
+    assert ledger.tick(3, at(STABLE_AFTER)) == []
     assert ledger.resume_cursor == cursor(11)
 
 
@@ -836,7 +851,7 @@ def test_connection_that_ended_unread_leaves_a_possible_gap_unless_the_next_repl
         opened(ledger, 2)
         feed(ledger, 2, *(50, 11) if replays else (50,))
         expected = [] if replays else [GapReason.UNREAD]
-        assert reasons(ledger.tick(2, at(MATURE_AFTER))) == expected
+        assert reasons(ledger.tick(2, at(STABLE_AFTER))) == expected
 
 
 def test_held_event_of_an_ended_connection_stays_known_until_the_cursor_passes_it() -> None:
