@@ -134,6 +134,8 @@ class Position:
     """
     last_life: datetime | None = None
     """When the last frame came from the server."""
+    promised: bool = True
+    """False if the server announced that it does not resume from `cursor`: the next run reports a possible gap."""
     gaps: tuple[Gap, ...] = ()
     """Possible gaps that nothing has closed, oldest first, at most 100."""
 
@@ -146,6 +148,7 @@ class Position:
                 "cursor": self.cursor,
                 "cursor_at": _write_time(self.cursor_at),
                 "last_life": _write_time(self.last_life),
+                "promised": self.promised,
                 "gaps": [
                     {
                         "since": _write_time(gap.since),
@@ -180,6 +183,7 @@ class Position:
                 recent=_texts(data["recent"]),
                 cursor_at=_read_time(data.get("cursor_at")),
                 last_life=_read_time(data["last_life"]),
+                promised=data.get("promised", True) is not False,
                 gaps=tuple(map(_read_gap, data["gaps"])),
             )
         except (KeyError, TypeError, ValueError) as exc:
@@ -452,6 +456,8 @@ class Ledger:
         stood = position.cursor_at or position.last_life
         self._cursor_at = self._tail.at = None if stood is None else (stood, None)
         self.last_life = position.last_life
+        if not position.promised:
+            self._unpromised_cursor = position.cursor
         self._gaps.extend(position.gaps)
         self.gap_count = len(position.gaps)
         self._line = _Line()
@@ -1039,6 +1045,7 @@ class Ledger:
             recent=tuple(recent),
             cursor_at=None if tail.at is None else _earliest(tail.at, now),
             last_life=self.last_life,
+            promised=tail.cursor is None or not (self._unpromised or tail.cursor == self._unpromised_cursor),
             gaps=tuple(self._gaps),
         )
 

@@ -209,11 +209,11 @@ class Supervisor:
         self._attempts += 1
         self._backoff.begin(trio.current_time())
         shared.reporter.publish(AttemptStarted, generation=self._generation)
-        newest = self._newest
+        asked = [] if self._newest is None else [self._newest]
         connection = Connection(
             shared,
             self._generation,
-            promised=newest is None or newest.resume_supported is not False,
+            promised=all(one.resume_supported is not False for one in (*self._open, *asked)),
             hold=hold,
             on_confirmed=self._review_retirement,
         )

@@ -828,7 +828,13 @@ def test_broken_promise_counts_until_a_connection_leads() -> None:
     opened(ledger, 4, 16)  # with the same cursor: it is as old as the announcement
     feed(ledger, 4, 21, seconds=16)
     assert reasons(ledger.tick(4, at(16 + STABLE_AFTER))) == [GapReason.NOT_PROMISED]
+    position = Position.from_json(ledger.settled_position().to_json())
+    assert not position.promised
+    again = Ledger(WINDOW, position)
+    opened(again, 1)
+    assert reasons(again.tick(1, at(STABLE_AFTER))) == [GapReason.NOT_PROMISED]
     ledger.tick(4, at(16 + RELIED))
+    assert ledger.settled_position().promised
     ledger.ended(4, at(50))
     assert opened(ledger, 5, 51) == cursor(21)
     assert ledger.tick(5, at(51 + STABLE_AFTER)) == []

@@ -928,7 +928,9 @@ ids = st.lists(st.text(), max_size=5).map(tuple)
         cursor=st.none() | st.text(),
         settled=ids,
         recent=ids,
+        cursor_at=st.none() | times,
         last_life=st.none() | times,
+        promised=st.booleans(),
         gaps=st.lists(gaps, max_size=3).map(tuple),
     )
 )
@@ -942,7 +944,8 @@ def test_position_survives_json(position: Position) -> None:
         lambda inner: (
             st.lists(inner)
             | st.dictionaries(
-                st.sampled_from(["version", "team", "cursor", "settled", "recent", "last_life", "gaps"]), inner
+                st.sampled_from(["version", "team", "cursor", "settled", "recent", "cursor_at", "last_life", "gaps"]),
+                inner,
             )
         ),
     )
