@@ -538,7 +538,7 @@ async def _run(
     #   the body ends, a fault was not received   the fault, bare
     #   ... or the last position was not saved    the CursorStoreError, bare
     #   KeyboardInterrupt in a task of ours       it, bare
-    #   cancelled from outside                    Cancelled
+    #   cancelled from outside                    Cancelled, one, and no group
     reporter = Reporter(wall_clock)
     error: BaseException | None = None
     crash: BaseException | None = None
@@ -550,11 +550,15 @@ async def _run(
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 # The nursery must see no exception of the body, or it would wrap it. Nothing is swallowed: see below.
                 try:
-                    realtime = house.open()
+                    opened = house.open()
                     await house.run(nursery)
+                    realtime = opened
                     yield realtime
                 except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
                     error = exc
+                    if realtime is None and isinstance(exc, BaseExceptionGroup):
+                        # Cancelled while it started, the supervisor's own nursery raises a group.
+                        error = pick(exc)
                 leaving_at = trio.current_time()
                 house.supervisor.stop()
                 nursery.cancel_scope.cancel(reason="the client is left")
