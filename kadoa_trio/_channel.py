@@ -403,6 +403,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         self._receive.close()
         self._intake.handle_closed()
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close this handle, as `close` does. A checkpoint."""
         self.close()
@@ -411,10 +412,17 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
     def __enter__(self) -> EventChannel:
         return self
 
+    @trio.lowlevel.enable_ki_protection
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @trio.lowlevel.enable_ki_protection  # the one that is inherited is not
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def _ask(self) -> None:
         """What every way of asking does first, without a checkpoint."""

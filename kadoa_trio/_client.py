@@ -6,7 +6,6 @@ import math
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final, final
 
@@ -17,6 +16,7 @@ from ._acks import Acknowledger
 from ._backoff import RetryPolicy
 from ._channel import EventChannel, Intake
 from ._connection import Shared
+from ._contexts import async_context
 from ._errors import ConfigurationError, CursorStoreError, OwnershipLostError, ProtocolError
 from ._events import Event
 from ._exits import pick
@@ -224,7 +224,7 @@ def _only(name: str, values: Iterable[str] | None) -> frozenset[str] | None:
     return chosen
 
 
-@asynccontextmanager
+@async_context
 @trio.lowlevel.enable_ki_protection
 async def open_realtime(
     api_key: str | None = None,
@@ -523,7 +523,7 @@ class _House:
             self.intake.settle(event, entry)
 
 
-@asynccontextmanager
+@async_context
 @trio.lowlevel.enable_ki_protection
 async def _run(
     api_key: str,
@@ -566,9 +566,14 @@ async def _run(
             crash = pick(group)
         finally:
             deadline = min(leaving_at, trio.current_time()) + LEAVE_TIMEOUT
-            with trio.CancelScope(shield=True, deadline=deadline):
-                await house.finish(deadline - _RESERVE)
-            reporter.close()
+            try:
+                with trio.CancelScope(shield=True, deadline=deadline):
+                    await house.finish(deadline - _RESERVE)
+            except BaseExceptionGroup as group:
+                # A KeyboardInterrupt in the nursery of the last acknowledgements.
+                crash = pick(group)
+            finally:
+                reporter.close()
     fault: Exception | None = house.intake.take_fault() or house.fault
     if isinstance(crash, (KeyboardInterrupt, SystemExit)):
         raise crash

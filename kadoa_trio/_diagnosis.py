@@ -6,7 +6,6 @@ import enum
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final, final
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from ._contexts import sync_context
 from ._errors import (
     AttemptError,
     AuthenticationError,
@@ -111,7 +111,7 @@ class _Doctor:
     def skip(self, name: str, why: str) -> None:
         self.add(name, Verdict.SKIPPED, 0.0, why, "")
 
-    @contextmanager
+    @sync_context
     def step(self, name: str) -> Iterator[None]:
         """Time a step; it says what it has found by raising `_Found`, as it also does when it has failed."""
         began = trio.current_time()

@@ -20,7 +20,6 @@ import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, final
@@ -30,6 +29,7 @@ import attrs
 import trio
 
 from ._backoff import Backoff, RetryPolicy
+from ._contexts import async_context
 from ._errors import AttemptError, ConfigurationError
 from ._events import Event, parse_json
 from ._http import HttpClient, iso, open_webhooks
@@ -212,7 +212,7 @@ class Forwarder:
             await trio.sleep(delay)
 
 
-@asynccontextmanager
+@async_context
 async def open_forwarder(
     url: str,
     *,

@@ -20,7 +20,6 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -31,6 +30,7 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from ._contexts import async_context, sync_context
 from ._errors import (
     AttemptError,
     AuthenticationError,
@@ -201,6 +201,7 @@ class HttpClient:
         )
         self._body("forward", answer, fault, timeout, final=False)
 
+    @trio.lowlevel.enable_ki_protection
     async def _request(
         self,
         method: str,
@@ -287,7 +288,7 @@ def _status(answer: _Answer | None) -> int | None:
     return None if answer is None else answer.status
 
 
-@asynccontextmanager
+@async_context
 async def open_http(
     *, api_key: str, settings: Settings, wall_clock: Callable[[], datetime]
 ) -> AsyncIterator[HttpClient]:
@@ -318,7 +319,7 @@ async def open_http(
         yield HttpClient(client, api_key, settings, wall_clock)
 
 
-@asynccontextmanager
+@async_context
 async def open_webhooks(
     *, settings: Settings, secret: str, direct: bool, wall_clock: Callable[[], datetime]
 ) -> AsyncIterator[HttpClient]:
@@ -335,7 +336,7 @@ async def open_webhooks(
         yield HttpClient(client, secret, settings, wall_clock)
 
 
-@asynccontextmanager
+@async_context
 async def _open_client(
     context: ssl.SSLContext, transport: httpx.AsyncBaseTransport | None, *, direct: bool = False
 ) -> AsyncIterator[httpx.AsyncClient]:
@@ -547,7 +548,7 @@ class _Censor(logging.Filter):
 _CENSOR: Final = _Censor()
 
 
-@contextlib.contextmanager
+@sync_context
 def censored_logs(*secrets: str) -> Iterator[None]:
     """Keep *secrets* out of what libraries underneath log in this task (and tasks that it starts) in the block."""
     for name in _FOREIGN_LOGGERS:

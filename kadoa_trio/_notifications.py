@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, final
 from urllib.parse import quote
 
 import attrs
 
+from ._contexts import async_context
 from ._errors import ConfigurationError, ProtocolError
 from ._events import structure
 from ._http import LOG_PAGE, HttpClient, iso, open_http
@@ -245,7 +245,7 @@ class Notifications:
         )
 
 
-@asynccontextmanager
+@async_context
 async def open_notifications(
     api_key: str | None = None,
     *,

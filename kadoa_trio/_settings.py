@@ -7,7 +7,6 @@ import math
 import os
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ import attrs
 import trio
 
 from ._backoff import RetryPolicy
+from ._contexts import sync_context
 from ._errors import ConfigurationError
 
 MAX_SOCKETS = 3
@@ -84,7 +84,7 @@ class Network(Protocol):
 _stand_ins: list[Endpoints] = []
 
 
-@contextmanager
+@sync_context
 def stand_in(endpoints: Endpoints) -> Iterator[None]:
     """Have `Endpoints.from_environment` give *endpoints* for the length of a block, in the whole process."""
     _stand_ins.append(endpoints)

@@ -40,7 +40,6 @@ import math
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final, TypeVarTuple, cast
 from urllib.parse import quote, urlsplit
@@ -50,6 +49,7 @@ import trio
 import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
+from ._contexts import async_context
 from ._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step
 from ._exits import pick
 from ._http import (
@@ -126,7 +126,7 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-@asynccontextmanager
+@async_context
 async def open_socket(
     url: str,
     *,

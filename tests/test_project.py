@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(kadoa_trio.__file__).parent
 ROOMS = [
     "_version",
+    "_contexts",
     "_errors",
     "_backoff",
     "_settings",
@@ -78,8 +79,8 @@ def test_lower_rooms_do_not_import_higher_ones(room: str) -> None:
 def test_simulator_knows_nothing_of_the_client() -> None:
     for path in (PACKAGE / "testing").glob("*.py"):
         above = {name for name in imports(path) if name.startswith("..")}
-        # Builders and strategies make the client's events; the simulator itself shares only these two with it.
-        assert above <= {".._settings", ".._exits"} or path.stem in {"_builders", "strategies"}
+        # Builders and strategies make the client's events; the simulator itself shares only these with it.
+        assert above <= {".._settings", ".._exits", ".._contexts"} or path.stem in {"_builders", "strategies"}
 
 
 def test_public_names_are_all_there() -> None:

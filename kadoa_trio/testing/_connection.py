@@ -82,6 +82,7 @@ class SimulatedConnection:
         if close_after is not None:
             self._kadoa._start(self._close_later, close_after)
 
+    @trio.lowlevel.enable_ki_protection
     async def _close_later(self, seconds: float) -> None:
         await trio.sleep(seconds)
         self.close(1001, "Server shutting down")
@@ -242,6 +243,7 @@ class SimulatedConnection:
                 else:
                     kadoa._start(self._replay_later, faults.replay_late, replay)
 
+    @trio.lowlevel.enable_ki_protection
     async def _replay_later(self, seconds: float, replay: list[PublishedEvent]) -> None:
         await trio.sleep(seconds)
         self._replay(replay)
@@ -251,6 +253,7 @@ class SimulatedConnection:
             for event in replay:
                 self.deliver(event)
 
+    @trio.lowlevel.enable_ki_protection
     async def _write(self, ws: trio_websocket.WebSocketConnection) -> None:
         try:
             async for action in self._receive:
@@ -258,6 +261,7 @@ class SimulatedConnection:
         except (trio_websocket.ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
+    @trio.lowlevel.enable_ki_protection
     async def _beat(self) -> None:
         while True:
             await trio.sleep(self._kadoa.heartbeat_interval)
@@ -275,6 +279,7 @@ class _Guarded:
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object, name: object = None) -> None:
         self._nursery.start_soon(self._run, async_fn, args)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
         try:
             await async_fn(*args)

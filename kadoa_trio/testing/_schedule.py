@@ -132,6 +132,7 @@ class Schedule:
         """When the last fault is over, in seconds."""
         return max((fault.at + (fault.seconds if fault.kind in LASTING else 0) for fault in self.faults), default=0.0)
 
+    @trio.lowlevel.enable_ki_protection
     async def play(self, kadoa: SimulatedKadoa) -> None:
         """Have the faults, each at its time from now; return when the last one is over.
 
@@ -180,6 +181,7 @@ def _strike(kadoa: SimulatedKadoa, fault: ScheduledFault) -> None:
             newest.go_silent()
 
 
+@trio.lowlevel.enable_ki_protection
 async def _end(kadoa: SimulatedKadoa, fault: ScheduledFault, lasting: Counter[str]) -> None:
     await trio.sleep(fault.seconds)
     lasting[fault.kind] -= 1

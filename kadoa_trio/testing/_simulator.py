@@ -8,7 +8,6 @@ import os
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,6 +16,7 @@ import h11
 import httpx
 import trio
 
+from .._contexts import async_context, sync_context
 from .._exits import pick
 from .._settings import Endpoints, stand_in
 from ._builders import Draft, documented
@@ -150,7 +150,7 @@ class SimulatedKadoa:
         """Mend everything: no faults from now on."""
         self.faults = Faults()
 
-    @contextmanager
+    @sync_context
     def suffering(self, **faults: Any) -> Iterator[None]:
         """Have faults for the length of a block, such as ``suffering(token_status=503)``."""
         self.faults = Faults(**faults)
@@ -159,7 +159,7 @@ class SimulatedKadoa:
         finally:
             self.heal()
 
-    @contextmanager
+    @sync_context
     def as_default(self) -> Iterator[None]:
         """Be the Kadoa of every client in this process that is opened without endpoints and key, for a block.
 
@@ -214,6 +214,7 @@ class SimulatedKadoa:
 
     # ---- what the server does ----------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     def _start(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         self._nursery.start_soon(async_fn, *args)
 
@@ -244,6 +245,7 @@ class SimulatedKadoa:
         asked = parse_qs(urlsplit(path).query).get("access_token", [])
         return len(asked) == 1 and asked[0] in self._tokens
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve_websocket(self, stream: FaultyStream) -> None:
         connection = SimulatedConnection(self, self.handshakes + 1, stream)
         self.connections.append(connection)
@@ -340,6 +342,7 @@ class SimulatedKadoa:
 
     # ---- on loopback -------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve_tcp(self, stream: trio.SocketStream) -> None:
         faulty = FaultyStream(stream)
         if self.faults.refuse_connections:
@@ -425,7 +428,7 @@ class _MemoryNetwork(httpx.AsyncBaseTransport):
         return httpx.Response(status, headers=headers, content=answer, request=request)
 
 
-@asynccontextmanager
+@async_context
 async def open_simulated_kadoa(
     *, loopback: bool = False, heartbeat_interval: float = 15.0, port: int = 0
 ) -> AsyncIterator[SimulatedKadoa]:

@@ -1,0 +1,127 @@
+"""Context managers made of generators, as by `contextlib`, which Ctrl-C cannot leave half entered or half left.
+
+Trio raises `KeyboardInterrupt` between any two instructions that are not
+protected from it, and the methods of contextlib's context managers are not:
+
+* raised at the first instruction of ``__aexit__``, it leaves the generator
+  suspended in its block, with the nursery and the sockets that it holds;
+* an async generator that dies in the user's frame runs the callback of Trio's
+  weak reference there, and Python prints and drops what is raised in such a
+  callback (see `sys.unraisablehook`). A generator is kept by every traceback
+  through contextlib's frames.
+
+So here entering and leaving are protected as a whole, and the generator is
+dropped before ``__aexit__`` returns. A Ctrl-C that comes meanwhile is raised
+by the main task's next checkpoint, which may lie inside of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
+from typing import Generic, ParamSpec, TypeVar, cast
+
+import trio
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+def async_context(function: Callable[_P, AsyncIterator[_T]]) -> Callable[_P, AbstractAsyncContextManager[_T]]:
+    """Make a function that returns an async context manager of an async generator function which yields once."""
+
+    @functools.wraps(function)
+    def make(*args: _P.args, **options: _P.kwargs) -> AbstractAsyncContextManager[_T]:
+        return _AsyncContext(cast("AsyncGenerator[_T, None]", function(*args, **options)))
+
+    return make
+
+
+def sync_context(function: Callable[_P, Iterator[_T]]) -> Callable[_P, AbstractContextManager[_T]]:
+    """Make a function that returns a context manager of a generator function which yields once."""
+    unprotected = contextlib.contextmanager(function)
+
+    @functools.wraps(function)
+    def make(*args: _P.args, **options: _P.kwargs) -> AbstractContextManager[_T]:
+        return _Context(unprotected(*args, **options))
+
+    return make
+
+
+class _AsyncContext(AbstractAsyncContextManager[_T_co], Generic[_T_co]):
+    def __init__(self, generator: AsyncGenerator[_T_co, None]) -> None:
+        self._generator: AsyncGenerator[_T_co, None] | None = generator
+        self._entered = False
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> _T_co:
+        if self._entered:
+            raise RuntimeError("a context manager of kadoa_trio can be entered once; make another one")
+        self._entered = True
+        assert self._generator is not None
+        yielded = False
+        try:
+            value = await anext(self._generator)
+            yielded = True
+        except StopAsyncIteration:
+            raise RuntimeError("the generator of a context manager did not yield") from None
+        finally:
+            if not yielded:
+                self._generator = None
+        return value
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        generator, self._generator = self._generator, None
+        if generator is None:
+            raise RuntimeError("a context manager of kadoa_trio was left twice")
+        try:
+            return await self._leave(generator, exc)
+        except BaseException as raised:  # noqa: ASYNC103  # unless Python raises it itself behind this method
+            if raised is not exc:
+                raise
+            # As contextlib does: the traceback of the block, without this method's frames, which say nothing.
+            raised.__traceback__ = traceback
+            return False
+        finally:
+            del generator  # a frame in a traceback must not keep it
+
+    @staticmethod
+    async def _leave(generator: AsyncGenerator[_T_co, None], exc: BaseException | None) -> bool:
+        try:
+            if exc is None:
+                await anext(generator)
+            else:
+                await generator.athrow(exc)
+        except StopAsyncIteration as stop:
+            return exc is not None and stop is not exc  # what it does not raise again, it has handled
+        except RuntimeError as raised:
+            # PEP 479: a StopIteration or StopAsyncIteration that passes through a generator becomes a RuntimeError.
+            if isinstance(exc, (StopIteration, StopAsyncIteration)) and raised.__cause__ is exc:
+                return False
+            raise
+        finally:
+            await generator.aclose()
+            del generator
+        raise RuntimeError("the generator of a context manager yielded twice")
+
+
+class _Context(AbstractContextManager[_T_co], Generic[_T_co]):
+    def __init__(self, inner: AbstractContextManager[_T_co]) -> None:
+        self._inner = inner
+
+    @trio.lowlevel.enable_ki_protection
+    def __enter__(self) -> _T_co:
+        return self._inner.__enter__()
+
+    @trio.lowlevel.enable_ki_protection
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._inner.__exit__(kind, exc, traceback)
