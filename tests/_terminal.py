@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 import pyte
 import trio
+from _processes import running
 
 
 class Terminal:
@@ -74,8 +75,12 @@ class Terminal:
                 return
 
     async def wait(self, condition: Callable[[str], bool]) -> str:
-        """Wait until the screen shows what is wanted, and return it."""
+        """Wait until the screen shows what is wanted, and return it; fail if the process ends before."""
+        assert self.process is not None
         while not condition(self.shown):  # noqa: ASYNC110  # a screen has no event
+            if self.process.returncode is not None:
+                await self.drained()
+                assert condition(self.shown), f"it has ended with {self.process.returncode}"
             await trio.sleep(0.02)
         return self.shown
 
@@ -91,28 +96,18 @@ async def terminal(
     one = Terminal(columns, lines)
     slave = one.slave
 
-    def controlling() -> None:
-        os.setsid()
-        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "kadoa_trio", *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        preexec_fn=controlling,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "LINES": "", **environment},
-    )
-    one.process = process
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "LINES": "", **environment}
+    arguments = [sys.executable, "-m", "kadoa_trio", *arguments]
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.read)
-            yield one
-            nursery.cancel_scope.cancel()
+        async with running(arguments, env=environment, stdin=slave, stdout=slave, stderr=slave, tty=True) as run:
+            one.process = run.process
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one.read)
+                yield one
+                nursery.cancel_scope.cancel()
+    except BaseException as exc:
+        exc.add_note(f"the screen:\n{one.shown}")
+        raise
     finally:
-        if process.returncode is None:
-            process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
         os.close(slave)
         one.close()

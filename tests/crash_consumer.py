@@ -54,7 +54,7 @@ def consume() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 1
     try:
-        trio.run(main, Path(sys.argv[1]), Path(sys.argv[2]))
+        trio.run(main, Path(sys.argv[1]), Path(sys.argv[2]), restrict_keyboard_interrupt_to_checkpoints=True)
         status = 0
     except BaseException:
         traceback.print_exc()

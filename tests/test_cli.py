@@ -7,99 +7,58 @@ how long anything takes.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import _processes
 import pytest
 import trio
 from _loopback import read_head, serving
+from _processes import Running, environment_without, finished
 
 from kadoa_trio.cli import main
 from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 
 pytestmark = pytest.mark.sockets
 
-PATIENCE = 90
 COMMANDS = ["completion", "demo", "doctor", "forward", "listen", "send-test", "setup", "simulate", "watch"]
 
 
 def environment(kadoa: SimulatedKadoa | None = None, **more: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("KADOA_")}
-    return {**clean, "TZ": "UTC", **({} if kadoa is None else kadoa.environment), **more}
+    return {**environment_without("KADOA_"), "TZ": "UTC", **({} if kadoa is None else kadoa.environment), **more}
 
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "kadoa_trio", *arguments]
 
 
-async def finish(*arguments: str, env: dict[str, str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run the command until it ends, and check what holds for every run."""
-    with trio.fail_after(PATIENCE):
-        done: subprocess.CompletedProcess[bytes] = await trio.run_process(
-            command(*arguments), capture_stdout=True, capture_stderr=True, check=False, env=env, stdin=stdin
-        )
-    assert b"Traceback" not in done.stderr, done.stderr.decode()
+def check(out: bytes, err: bytes, env: dict[str, str]) -> None:
+    """Check what holds for every run."""
+    assert b"Traceback" not in err, err.decode()
     key = env.get("KADOA_API_KEY", "").encode()
-    assert not key or key not in done.stderr + done.stdout
+    assert not key or key not in err + out
+
+
+async def finish(*arguments: str, env: dict[str, str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the command until it ends."""
+    done = await finished(command(*arguments), env=env, stdin=stdin)
+    check(done.stdout, done.stderr, env)
     return done
 
 
-class Running:
-    """A command that has not ended."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self.out = b""
-        self.err = b""
-
-    async def read_out(self) -> None:
-        assert self.process.stdout is not None
-        async for data in self.process.stdout:
-            self.out += data
-
-    async def read_err(self) -> None:
-        assert self.process.stderr is not None
-        async for data in self.process.stderr:
-            self.err += data
-
-    async def until(self, condition: Callable[[], Any]) -> None:
-        while not condition():  # noqa: ASYNC110  # another process has no event
-            await trio.sleep(0.01)
-
-    async def end(self, number: int | None = None) -> int:
-        if number is not None:
-            self.process.send_signal(number)
-        return await self.process.wait()
-
-
 @asynccontextmanager
-async def running(*arguments: str, env: dict[str, str]) -> AsyncIterator[Running]:
-    with trio.fail_after(PATIENCE):
-        process = await trio.lowlevel.open_process(
-            command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
-        )
-        one = Running(process)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(one.read_out)
-                nursery.start_soon(one.read_err)
-                yield one
-                if process.returncode is None:
-                    process.kill()
-        finally:
-            if process.returncode is None:
-                process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-    assert b"Traceback" not in one.err, one.err.decode()
+async def running(*arguments: str, env: dict[str, str], read_out: bool = True) -> AsyncIterator[Running]:
+    """Run the command for the length of a block."""
+    async with _processes.running(command(*arguments), env=env, read_out=read_out) as one:
+        yield one
+    check(one.out, one.err, env)
 
 
 @pytest.fixture
@@ -192,8 +151,7 @@ def test_completion_is_a_script(capsys: pytest.CaptureFixture[str]) -> None:
 async def test_completion_completes() -> None:
     env = environment(_KADOA_TRIO_COMPLETE="bash_complete", COMP_WORDS="kadoa-trio li", COMP_CWORD="1")
     script = "import sys; from kadoa_trio.cli import main; sys.exit(main())"
-    with trio.fail_after(PATIENCE):
-        done = await trio.run_process([sys.executable, "-c", script], capture_stdout=True, check=False, env=env)
+    done = await finished([sys.executable, "-c", script], env=env)
     assert done.stdout.split() == [b"plain,listen"]
 
 
@@ -281,23 +239,21 @@ async def test_listen_with_a_store_goes_on_where_lines_were_written(kadoa: Simul
 
 async def test_event_whose_line_nobody_took_comes_again_after_a_kill(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
     arguments = ["listen", "--store", str(tmp_path / "p.db")]
-    with trio.fail_after(PATIENCE):
-        process = await trio.lowlevel.open_process(
-            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(kadoa)
-        )
-        assert process.stdout is not None
+    async with running(*arguments, env=environment(kadoa), read_out=False) as run:
+        out = run.process.stdout
+        assert out is not None
         await kadoa.wait_subscribed(1)
         first = kadoa.publish()
         line = b""
         while not line.endswith(b"\n"):
-            line += await process.stdout.receive_some()
+            line += await out.receive_some()
         large = kadoa.publish("credits_low", {"text": "x" * 2_000_000})  # larger than any pipe
         after = kadoa.publish()
-        await process.stdout.receive_some(1)  # it is being written, and the first one is settled
+        await out.receive_some(1)  # it is being written, and the first one is settled
         await kadoa.wait_settled(first)
         await trio.sleep(0.3)  # what would be settled too early would be saved by now
-        process.kill()
-        await process.wait()
+        run.process.kill()
+        await run.process.wait()
     done = await finish(*arguments, "--limit", "2", env=environment(kadoa))
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [large.id, after.id]
 
@@ -331,39 +287,27 @@ async def test_signal_ends_listen_with_a_summary(kadoa: SimulatedKadoa, number: 
 
 
 async def test_closed_pipe_is_a_clean_end(kadoa: SimulatedKadoa) -> None:
-    with trio.fail_after(PATIENCE):
-        process = await trio.lowlevel.open_process(
-            command("listen"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(kadoa)
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
+    async with running("listen", env=environment(kadoa), read_out=False) as run:
+        assert run.process.stdout is not None
         await kadoa.wait_subscribed(1)
-        await process.stdout.aclose()
+        await run.process.stdout.aclose()
         kadoa.publish_many(2)
-        err = b"".join([data async for data in process.stderr])
-        assert await process.wait() == 0
-    assert b"Traceback" not in err
-    assert b"Broken pipe" not in err
+        assert await run.end() == 0
+    assert b"Broken pipe" not in run.err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a pipe's reader has gone")
 async def test_closed_pipe_ends_a_quiet_listener(kadoa: SimulatedKadoa) -> None:
-    with trio.fail_after(PATIENCE):
-        process = await trio.lowlevel.open_process(
-            command("listen"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(kadoa)
-        )
-        assert process.stdout is not None
+    async with running("listen", env=environment(kadoa), read_out=False) as run:
+        assert run.process.stdout is not None
         await kadoa.wait_subscribed(1)
-        await process.stdout.aclose()
-        assert await process.wait() == 0  # though not one event came
+        await run.process.stdout.aclose()
+        assert await run.end() == 0  # though not one event came
 
 
 async def test_slow_reader_does_not_make_the_client_deaf(kadoa: SimulatedKadoa) -> None:
-    with trio.fail_after(PATIENCE):
-        process = await trio.lowlevel.open_process(
-            command("listen", "--limit", "3"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(kadoa)
-        )
-        assert process.stdout is not None
+    async with running("listen", "--limit", "3", env=environment(kadoa), read_out=False) as run:
+        assert run.process.stdout is not None
         await kadoa.wait_subscribed(1)
         # Larger than any pipe: nobody reads the first one yet.
         kadoa.publish("credits_low", {"text": "x" * 2_000_000})
@@ -372,9 +316,9 @@ async def test_slow_reader_does_not_make_the_client_deaf(kadoa: SimulatedKadoa) 
         kadoa.newest.drain(100, close_after=0.5)
         await kadoa.wait_subscribed(2)  # it lives, and has answered the drain
         assert beats == 1
-        out = b"".join([data async for data in process.stdout])
-        assert await process.wait() == 0
-    assert len(out.splitlines()) == 3
+        await run.read_out()
+        assert await run.end() == 0
+    assert len(run.out.splitlines()) == 3
 
 
 async def test_connection_news_goes_to_stderr(kadoa: SimulatedKadoa) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import trio
+from _processes import started
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -231,13 +232,13 @@ trio.run(main)
 """
 
 
-def owner(path: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "owned\n"
-    return process
+@contextlib.contextmanager
+def owner(path: Path) -> Iterator[subprocess.Popen[str]]:
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started([sys.executable, "-c", OWNER, str(path)], **options) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "owned\n"
+        yield process
 
 
 def test_crash_releases_the_ownership(tmp_path: Path) -> None:

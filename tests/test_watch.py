@@ -17,69 +17,69 @@ from _terminal import terminal
 from kadoa_trio.cli._board import Board
 from kadoa_trio.testing import open_simulated_kadoa
 
-PATIENCE = 90
-
 
 @pytest.mark.sockets
 @pytest.mark.parametrize(("columns", "lines"), [(120, 40), (80, 24), (40, 10), (20, 4), (10, 2)])
 async def test_watch_fits_every_size_and_gives_the_terminal_back(columns: int, lines: int) -> None:
-    async with open_simulated_kadoa(loopback=True, heartbeat_interval=0.2) as kadoa:
-        with trio.fail_after(PATIENCE):
-            async with terminal(["watch"], kadoa.environment, columns=columns, lines=lines) as one:
-                await kadoa.wait_subscribed(1)
-                shown = await one.wait(lambda text: " LIVE " in text)
-                assert len(shown.splitlines()) <= lines
-                assert b"\x1b[?1049h" in one.raw  # a screen of its own
-                one.press_ctrl_c()
-                assert await one.process_ended() == 130
-                await one.drained()
-                assert one.raw.rstrip().count(b"\x1b[?1049l") == 1
-                assert b"\x1b[?25h" in one.raw  # the cursor is back
-                assert b"Traceback" not in one.raw
-                assert kadoa.api_key.encode() not in one.raw
+    async with (
+        open_simulated_kadoa(loopback=True, heartbeat_interval=0.2) as kadoa,
+        terminal(["watch"], kadoa.environment, columns=columns, lines=lines) as one,
+    ):
+        await kadoa.wait_subscribed(1)
+        shown = await one.wait(lambda text: " LIVE " in text)
+        assert len(shown.splitlines()) <= lines
+        assert b"\x1b[?1049h" in one.raw  # a screen of its own
+        one.press_ctrl_c()
+        assert await one.process_ended() == 130
+        await one.drained()
+        assert one.raw.rstrip().count(b"\x1b[?1049l") == 1
+        assert b"\x1b[?25h" in one.raw  # the cursor is back
+        assert b"Traceback" not in one.raw
+        assert kadoa.api_key.encode() not in one.raw
 
 
 @pytest.mark.sockets
 async def test_watch_shows_what_happens_and_follows_the_window() -> None:
-    async with open_simulated_kadoa(loopback=True, heartbeat_interval=0.2) as kadoa:
-        with trio.fail_after(PATIENCE):
-            async with terminal(["watch"], kadoa.environment, columns=100, lines=30) as one:
-                await kadoa.wait_subscribed(1)
-                for _ in range(3):
-                    kadoa.publish("workflow_failed", workflow_id="wf_42", timestamp=datetime.now(UTC))
-                kadoa.newest.drain(100, close_after=1.0)
-                await kadoa.wait_subscribed(2)
-                shown = await one.wait(lambda text: "2 goes on" in text and "REPLACING" not in text)
-                assert "3 events" in shown
-                assert shown.count("wf_42") == 3
-                assert "latency" in shown
-                assert "2 connections, 1 drains, 0 lost" in shown
-                assert "▒" in shown  # the drain, and above the heir's row the overlap
-                one.resize(60, 12)
-                shown = await one.wait(lambda text: " LIVE " in text and "…" in text)
-                assert all(len(line) <= 60 for line in shown.splitlines())
-                one.press_ctrl_c()
-                assert await one.process_ended() == 130
+    async with (
+        open_simulated_kadoa(loopback=True, heartbeat_interval=0.2) as kadoa,
+        terminal(["watch"], kadoa.environment, columns=100, lines=30) as one,
+    ):
+        await kadoa.wait_subscribed(1)
+        for _ in range(3):
+            kadoa.publish("workflow_failed", workflow_id="wf_42", timestamp=datetime.now(UTC))
+        kadoa.newest.drain(100, close_after=1.0)
+        await kadoa.wait_subscribed(2)
+        shown = await one.wait(lambda text: "2 goes on" in text and "REPLACING" not in text)
+        assert "3 events" in shown
+        assert shown.count("wf_42") == 3
+        assert "latency" in shown
+        assert "2 connections, 1 drains, 0 lost" in shown
+        assert "▒" in shown  # the drain, and above the heir's row the overlap
+        one.resize(60, 12)
+        shown = await one.wait(lambda text: " LIVE " in text and "…" in text)
+        assert all(len(line) <= 60 for line in shown.splitlines())
+        one.press_ctrl_c()
+        assert await one.process_ended() == 130
 
 
 @pytest.mark.sockets
 async def test_watch_has_no_colours_where_none_are_wanted() -> None:
-    async with open_simulated_kadoa(loopback=True, heartbeat_interval=0.2) as kadoa:
-        with trio.fail_after(PATIENCE):
-            async with terminal(["watch"], {**kadoa.environment, "NO_COLOR": "1"}) as one:
-                await one.wait(lambda text: " LIVE " in text)
-                for colour in range(30, 38):
-                    assert f"\x1b[{colour}m".encode() not in one.raw
-                    assert f";{colour}m".encode() not in one.raw
+    async with (
+        open_simulated_kadoa(loopback=True, heartbeat_interval=0.2) as kadoa,
+        terminal(["watch"], {**kadoa.environment, "NO_COLOR": "1"}) as one,
+    ):
+        await one.wait(lambda text: " LIVE " in text)
+        for colour in range(30, 38):
+            assert f"\x1b[{colour}m".encode() not in one.raw
+            assert f";{colour}m".encode() not in one.raw
 
 
 @pytest.mark.sockets
 async def test_demo_draws_in_a_terminal_and_is_perfect() -> None:
-    with trio.fail_after(PATIENCE):
-        async with terminal(["demo", "--seconds", "6"], {}, columns=100, lines=44) as one:
-            shown = await one.wait(lambda text: "PERFECT" in text)
-            assert await one.process_ended() == 0
-            assert "lost          0" in shown
+    async with terminal(["demo", "--seconds", "6"], {}, columns=100, lines=44) as one:
+        shown = await one.wait(lambda text: "PERFECT" in text)
+        assert await one.process_ended() == 0
+        assert "lost          0" in shown
 
 
 async def test_board_survives_any_size(autojump_clock: Any, pair: Any) -> None:
