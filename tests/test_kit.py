@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from _processes import environment_without, finished
 from _receiving import receiving, survive
 from hypothesis import given, settings
 
@@ -208,11 +208,61 @@ def test_client_is_complete_after_any_drawn_schedule(schedule: Schedule) -> None
     survive(schedule)
 
 
+COLD = """
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis.internal import charmap
+
+
+def refuse(*_arguments):
+    raise AssertionError("a codec is encoded")
+
+
+charmap.intervals_from_codec = refuse
+from kadoa_trio.testing import strategies as our
+
+assert charmap._charmap is not None
+
+
+@given(st.integers())
+@settings(suppress_health_check=[HealthCheck.too_slow], database=None)
+def collect_constants(value):  # of all modules outside of site-packages, which kadoa_trio is one of in its checkout
+    pass
+
+
+@pytest.mark.parametrize(
+    "strategy", [our.events(), our.events(odd=True), our.drafts(odd=True), our.frames(), our.schedules()]
+)
+def test_it(strategy):
+    @given(strategy)
+    def draw(value):
+        pass
+
+    collect_constants()
+    draw()
+"""
+
+
+@pytest.mark.parametrize("number", range(5))
+async def test_strategies_are_fast_enough_where_hypothesis_has_no_cache(number: int, tmp_path: Path) -> None:
+    # The health check counts more than a second for the first ten draws, which a cache on the disk hides.
+    (tmp_path / "test_cold.py").write_text(COLD)
+    kept = str(tmp_path / "hypothesis")
+    code, text = await run("test_cold.py", "-k", f"strategy{number}", cwd=tmp_path, HYPOTHESIS_STORAGE_DIRECTORY=kept)
+    assert code == 0, text
+    assert "1 passed" in text
+
+
 # ---- a week --------------------------------------------------------------------------------------------------------
 
 
-async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any, pair: Any) -> None:
-    async with pair() as (kadoa, realtime):
+async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any) -> None:
+    async with (
+        # A heartbeat every 15 s is 40,000 of them, which cost ten times what is tested here.
+        open_simulated_kadoa(heartbeat_interval=300) as kadoa,
+        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, heartbeat_timeout=700) as realtime,
+    ):
+        await kadoa.wait_subscribed(1)
         async with receiving(realtime) as received, trio.open_nursery() as nursery:
             kadoa.publish()
             await trio.sleep(60)
@@ -229,36 +279,34 @@ async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any, pai
 # ---- the plugin ----------------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+async def run(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
+    """Run pytest in a process of its own; give its exit code and what it wrote."""
     # Not below this run's own options: the plugins are those that are installed.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:anyio", "-q", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        cwd=cwd,
-        env=environment,
-        check=False,
+    environment = {**environment_without("PYTEST", "COV"), **environment}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:anyio", "-p", "no:randomly", "-q"]
+    done = await finished([*command, *arguments], cwd=cwd, env=environment)
+    return done.returncode, (done.stdout + done.stderr).decode()
+
+
+async def test_example_application_passes_its_own_tests() -> None:
+    # Hypothesis's own profile for shared machines: no draw is too slow, no example is kept.
+    code, text = await run(
+        "--strict-markers", "--hypothesis-profile", "ci", ".", cwd=ROOT / "docs" / "examples" / "pager"
     )
+    assert code == 0, text
+    assert "5 passed" in text
 
 
-def test_example_application_passes_its_own_tests() -> None:
-    done = run("--strict-markers", ".", cwd=ROOT / "docs" / "examples" / "pager")
-    assert done.returncode == 0, done.stdout
-    assert "5 passed" in done.stdout
-
-
-def test_plugin_imports_nothing_until_it_is_used(tmp_path: Path) -> None:
+async def test_plugin_imports_nothing_until_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import sys\n\n\ndef test_it():\n    assert '_kadoa_trio_pytest' in sys.modules\n"
         "    assert 'kadoa_trio' not in sys.modules\n    assert 'httpx' not in sys.modules\n"
     )
-    done = run(str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 0, done.stdout
+    code, text = await run(str(tmp_path), cwd=tmp_path)
+    assert code == 0, text
 
 
-def test_fixture_is_documented(tmp_path: Path) -> None:
+async def test_fixture_is_documented(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("")
-    done = run("--fixtures", str(tmp_path), cwd=tmp_path)
-    assert "simulated_kadoa" in done.stdout
+    _code, text = await run("--fixtures", str(tmp_path), cwd=tmp_path)
+    assert "simulated_kadoa" in text
