@@ -17,6 +17,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
+PARALLEL = ("-n", "auto")
 IN_MEMORY = ("-m", "not sockets", "--ignore", "tests/test_crashes.py")
 """For sessions beside those that run everything: without the tests that take real time or processes of their own."""
 BUILT: list[Path] = []
@@ -44,10 +45,11 @@ def groups(session: nox.Session, *names: str) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, against the built wheel."""
+    """The tests in random order, against the built wheel."""
+    groups(session, "order")
     session.install(f"{wheel(session)}[test]")
     # -P keeps the tree off the path: the wheel is what is tested.
-    session.run("python", "-P", "-m", "pytest", *session.posargs, env={"PYTHONPATH": "tests"})
+    session.run("python", "-P", "-m", "pytest", *PARALLEL, *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session
@@ -95,7 +97,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Branch coverage of the tests in memory; the ledger's must be complete."""
+    """Branch coverage of the tests in memory, in one process; the ledger's must be complete."""
     groups(session, "coverage")
     session.install("-e", ".[test]")
     session.run("coverage", "run", "-m", "pytest", *IN_MEMORY, *session.posargs)
@@ -150,7 +152,7 @@ def minimum(session: nox.Session) -> None:
     # Examples that a newer Hypothesis has kept mean nothing to an old one.
     kept = str(Path(session.create_tmp()).resolve() / "hypothesis")
     environment = {"PYTHONPATH": "tests", "HYPOTHESIS_STORAGE_DIRECTORY": kept}
-    session.run("python", "-P", "-m", "pytest", *IN_MEMORY, *session.posargs, env=environment)
+    session.run("python", "-P", "-m", "pytest", *PARALLEL, *IN_MEMORY, *session.posargs, env=environment)
 
 
 @nox.session(python="3.12")
