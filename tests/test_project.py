@@ -6,12 +6,15 @@ import ast
 import contextlib
 import re
 import runpy
+import signal
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from _processes import finished, running
 
 import kadoa_trio
 from kadoa_trio.testing import open_simulated_kadoa
@@ -197,7 +200,7 @@ async def test_program_in_the_readme_runs(
     program = re.search(r"```python\n(import trio.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert program is not None
     path = tmp_path / "program.py"
-    path.write_text(program[1].replace("trio.run(main)", ""))
+    path.write_text(re.sub(r"^trio\.run\(.*\)$", "", program[1], flags=re.MULTILINE))
     code = runpy.run_path(str(path))
     async with open_simulated_kadoa(loopback=True) as kadoa:
         with kadoa.as_default(), trio.fail_after(30):
@@ -222,3 +225,34 @@ def test_every_public_name_is_in_the_reference() -> None:
     # Documented as whole modules.
     assert "automodule:: kadoa_trio.testing\n" in text
     assert "automodule:: kadoa_trio.testing.strategies\n" in text
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_program_of_the_documentation_keeps_ctrl_c_out_of_spawning() -> None:
+    programs = [(ROOT / "README.md").read_text(), *(page.read_text() for page in (ROOT / "docs").rglob("*.md"))]
+    examples = (path for path in (ROOT / "docs" / "examples").rglob("*.py") if not path.stem.startswith("test_"))
+    programs += [path.read_text() for path in examples]
+    runs = 0
+    for text in programs:
+        for call in re.findall(r"^ *(?:print\()?\s*trio\.run\([^#`]*?\)\n", text, re.MULTILINE):
+            assert "restrict_keyboard_interrupt_to_checkpoints=" in call, call
+            runs += 1
+    assert runs > 10
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+async def test_program_with_the_known_problem_of_trio_runs(tmp_path: Path) -> None:
+    program = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "known-problems.md").read_text(), re.DOTALL)
+    assert program is not None
+    path = tmp_path / "program.py"
+    path.write_text(program[1])
+    async with running([sys.executable, str(path)]) as run:
+        await run.until(lambda: b"interrupted; the nursery waits" in run.out)
+        run.process.send_signal(signal.SIGINT)
+        with trio.move_on_after(0.2):
+            await run.process.wait()
+        # It hangs. If it ends, Trio has mended this, and the page can go.
+        assert run.process.returncode is None
+    done = await finished([sys.executable, str(path), "checkpoints"])
+    assert b"interrupted" not in done.stdout
+    assert b"KeyboardInterrupt" in done.stderr

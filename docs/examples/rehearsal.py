@@ -21,4 +21,8 @@ async def main() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0)))
+    print(
+        trio.run(
+            main, clock=trio.testing.MockClock(autojump_threshold=0), restrict_keyboard_interrupt_to_checkpoints=True
+        )
+    )

@@ -27,4 +27,4 @@ async def main(path: str = "mine.db") -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)

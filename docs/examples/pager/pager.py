@@ -36,4 +36,4 @@ async def print_page(event_id: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(run, print_page, SQLiteCursorStore("pager.db"))
+    trio.run(run, print_page, SQLiteCursorStore("pager.db"), restrict_keyboard_interrupt_to_checkpoints=True)
