@@ -49,6 +49,10 @@ def assert_no_secret(text: str) -> None:
             assert spelling[start : start + 12] not in text
 
 
+PATIENCE = 60.0
+"""A bound for what hangs when it fails, in seconds; no claim about time."""
+
+
 @pytest.fixture(autouse=True)
 def logs(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     caplog.set_level(1)
@@ -65,13 +69,13 @@ def no_bytes(_count: int) -> None:
 def dial(port: int, *, secure: bool = False, path: str = "", host: str = "127.0.0.1", **options: Any) -> Any:
     url = f"{'wss' if secure else 'ws'}://{host}:{port}{path}"
     on_bytes = options.pop("on_bytes", no_bytes)
-    options.setdefault("handshake_timeout", 0.4)
+    options.setdefault("handshake_timeout", PATIENCE)
     settings = Settings(endpoints=Endpoints(websocket=url), **options)
     return open_socket(url, token=TOKEN, settings=settings, on_bytes=on_bytes, wall_clock=lambda: NOW)
 
 
 async def opening_fails(opening: AbstractAsyncContextManager[Socket]) -> KadoaError:
-    with trio.fail_after(3), pytest.raises(KadoaError) as caught:
+    with trio.fail_after(PATIENCE), pytest.raises(KadoaError) as caught:
         async with opening:
             pytest.fail("it opened")
     assert_no_secret(everything_said(caught.value))
@@ -81,7 +85,7 @@ async def opening_fails(opening: AbstractAsyncContextManager[Socket]) -> KadoaEr
 
 
 async def ends(opened: Socket) -> SocketEnd:
-    with trio.fail_after(3), pytest.raises(SocketEnded) as caught:
+    with trio.fail_after(PATIENCE), pytest.raises(SocketEnded) as caught:
         await opened.receive()
     assert_no_secret(everything_said(caught.value))
     assert list(chain(caught.value)) == [caught.value]
@@ -100,7 +104,7 @@ async def test_request_carries_path_token_and_host() -> None:
 
     for path, sent in (("", b"/"), ("/", b"/"), ("/v1/ws", b"/v1/ws"), ("/a b", b"/a%20b"), ("/a%20b", b"/a%20b")):
         async with serving(handler) as port, dial(port, path=path) as opened:
-            with trio.fail_after(3):
+            with trio.fail_after(PATIENCE):
                 assert await opened.receive() == "hello"
             head = heads.pop().splitlines()
             assert head[0] == b"GET " + sent + b"?access_token=" + QUOTED.encode() + b" HTTP/1.1"
@@ -332,9 +336,9 @@ async def test_tls_with_a_trusted_certificate() -> None:
     for host in ("127.0.0.1", "localhost"):
         async with (
             serving(handler, tls=server_tls(host)) as port,
-            dial(port, secure=True, host=host, ssl_context=trusting_tls(), handshake_timeout=2) as opened,
+            dial(port, secure=True, host=host, ssl_context=trusting_tls(), handshake_timeout=PATIENCE) as opened,
         ):
-            with trio.fail_after(3):
+            with trio.fail_after(PATIENCE):
                 assert await opened.receive() == "hello"
             assert await ends(opened) == SocketEnd(EndKind.CLOSED, 1001, "Server shutting down")
 
@@ -345,7 +349,7 @@ async def test_tls_with_an_unknown_authority_says_so() -> None:
 
     async with serving(handler, tls=server_tls("127.0.0.1")) as port:
         # Without a context of the caller's: the default one, too, refuses it.
-        error = await opening_fails(dial(port, secure=True, handshake_timeout=2))
+        error = await opening_fails(dial(port, secure=True, handshake_timeout=PATIENCE))
     assert isinstance(error, AttemptError)
     assert error.step == "tls"
     assert error.reason.startswith("certificate refused: ")
@@ -358,7 +362,7 @@ async def test_tls_with_a_certificate_for_another_host_says_so() -> None:
 
     async with serving(handler, tls=server_tls("elsewhere.invalid")) as port:
         error = await opening_fails(
-            dial(port, secure=True, host="localhost", ssl_context=trusting_tls(), handshake_timeout=2)
+            dial(port, secure=True, host="localhost", ssl_context=trusting_tls(), handshake_timeout=PATIENCE)
         )
     assert isinstance(error, AttemptError)
     assert error.step == "tls"
@@ -371,7 +375,7 @@ async def test_tls_to_a_plain_server() -> None:
         await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     async with serving(handler) as port:
-        error = await opening_fails(dial(port, secure=True, handshake_timeout=2))
+        error = await opening_fails(dial(port, secure=True, handshake_timeout=PATIENCE))
     assert isinstance(error, AttemptError)
     assert (error.step, error.reason) == ("tls", "TLS failed: wrong version number")
 
@@ -398,7 +402,7 @@ async def test_tls_stream_that_ends_without_farewell() -> None:
 
     async with (
         serving(handler, tls=server_tls("127.0.0.1")) as port,
-        dial(port, secure=True, ssl_context=trusting_tls(), handshake_timeout=2) as opened,
+        dial(port, secure=True, ssl_context=trusting_tls(), handshake_timeout=PATIENCE) as opened,
     ):
         assert (await ends(opened)).kind is EndKind.LOST
 
@@ -417,7 +421,7 @@ async def ended_by(sent: bytes, *, then: Handler | None = None, **options: Any) 
             await then(stream)
 
     async with serving(handler) as port:
-        with trio.fail_after(3):
+        with trio.fail_after(PATIENCE):
             async with dial(port, **options) as opened:
                 end = await ends(opened)
                 assert await ends(opened) == end
@@ -564,7 +568,7 @@ async def test_large_message_shows_its_bytes_while_it_arrives() -> None:
         await trio.sleep_forever()
 
     async with serving(handler) as port, dial(port, on_bytes=counts.append) as opened:
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await opened.receive() == body.decode()
     assert len(counts) > 5
     assert sum(counts) == len(body)
@@ -788,7 +792,7 @@ async def test_leaving_when_the_server_reads_nothing() -> None:
         await trio.sleep_forever()
 
     async with serving(handler) as port:
-        with trio.fail_after(3):
+        with trio.fail_after(PATIENCE):
             async with dial(port) as opened:
                 with trio.move_on_after(0.1) as scope:
                     await opened.send("x" * 30_000_000)
