@@ -145,7 +145,8 @@ class Shared:
         if intake.closed:
             return True
         wanted = not self.filters or self.wants(event)
-        if wanted and not intake.has_room(event.size):
+        # What is filtered out counts, too: it stands between the oldest unsettled event and the newest one.
+        if not intake.has_room(event.size if wanted else 0):
             return False
         gaps: list[Gap] = []
         if apart:
@@ -429,6 +430,9 @@ class Connection:
         delay = min(advice * (1 + self._shared.rng.uniform(0, _ADVICE_JITTER)), MAX_ADVICE)
         self.heir_due = now + delay
         self.resume_supported = notice.resume_supported
+        if notice.resume_supported is False and self.superseded_by is None:
+            self._shared.ledger.withdraw_promise()
+            self._shared.on_gaps([])  # the position says it, too: have it saved
         self.draining.set()
         self._shared.reporter.publish(
             Draining,

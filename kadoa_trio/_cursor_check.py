@@ -75,7 +75,8 @@ class CursorCheck:
 class Hold:
     """Events of a probe connection, kept back until it is known what the cursor is worth.
 
-    Bounded in number and bytes as the buffer is, and in time by `HOLD_TIME`.
+    Bounded in number and bytes as the buffer is, and in time by `HOLD_TIME`:
+    when it is full, or the time is over, they are handed out and the cursor is kept.
     They outlive the connection that brought them.
     """
 
@@ -89,6 +90,8 @@ class Hold:
         """Set by the first event."""
         self.decided = trio.Event()
         """Set when nothing more is to be waited for."""
+        self.filled = trio.Event()
+        """Set when nothing more fits."""
         self.released = trio.Event()
         """Set when everything was handed out; from then on events pass."""
 
@@ -97,6 +100,8 @@ class Hold:
         self.events.append((generation, event, arrived))
         self._bytes += event.size
         self.some.set()
+        if self.full:
+            self.filled.set()
 
     def take(self) -> None:
         """Remove the oldest event, which was admitted."""

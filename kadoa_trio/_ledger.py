@@ -523,8 +523,8 @@ class Ledger:
         """
         cursor = self._cursor if with_cursor else None
         key = cursor_key(cursor)
-        if cursor is not None and not promised:
-            self._unpromised = True
+        if not promised:
+            self.withdraw_promise()
         source = _Source(
             generation,
             mark or self.mark(),
@@ -548,6 +548,11 @@ class Ledger:
         elif self._leader is None:
             self._elect()
         return cursor
+
+    def withdraw_promise(self) -> None:
+        """Record that the server announced that it does not resume: see `open`."""
+        if self._cursor is not None:
+            self._unpromised = True
 
     def live(self, generation: int, now: Moment) -> None:
         """Record a connection's first frame."""
@@ -789,7 +794,10 @@ class Ledger:
         if self._is_replayed(source, entry, event_id, one):
             self._replayed(source, one)
         elif entry.ahead and event_id not in source.trail_ids:
-            self._leave_in_trail(source, one)
+            if source is self._leader and not source.opaque and key is not None and not self._is_beyond(key):
+                self._cover(entry)
+            else:
+                self._leave_in_trail(source, one)
 
     def admit(
         self, generation: int, event_id: str, cursor: str | None, now: Moment, arrived: Moment | None = None
@@ -854,6 +862,11 @@ class Ledger:
             self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
             self._record(entry)
             return entry, gaps
+        if leads and not source.opaque and key is not None and not self._is_beyond(key):
+            # Of the neighbours of the resume cursor, which share it, or older: a resumption brings it again.
+            entry.ahead = False
+            self._record(entry)
+            return entry, gaps
         self._record(entry)
         self._ahead[event_id] = entry
         if replayed:
@@ -881,15 +894,17 @@ class Ledger:
             return False
         if one.cursor is not None and key is None:
             source.opaque = True
+        known = entry is not None and entry.generation != _FROM_LOG and entry.seq <= source.mark.seq
         if source.opaque or key is None:
-            if entry is None or not source.replayed_seq < entry.seq <= source.mark.seq or entry.generation == _FROM_LOG:
+            if entry is None or not known or entry.seq <= source.replayed_seq:
                 return False
             source.replayed_seq = entry.seq
         else:
             top = source.top
             if top is None or key > top:
                 source.top = key
-            old = source.mark.key is not None and key <= source.mark.key
+            # A new event at the newest cursor itself may be live: neighbours may share a cursor.
+            old = known or (source.mark.key is not None and key < source.mark.key)
             # Only where a replay is promised: the live events of a careless server may be out of order.
             steps_back = source.asked and top is not None and key < top
             if not (old or steps_back) or event_id in source.trail_ids:

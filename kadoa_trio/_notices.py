@@ -351,7 +351,7 @@ class CursorDropped(Notice):
 
 @attrs.frozen(kw_only=True)
 class HeldEventsReleased(Notice):
-    """A cursor check takes long: the events that were held for it are handed out, and the cursor is kept.
+    """A cursor check takes long, or many events: those that were held for it are handed out, and the cursor is kept.
 
     The check continues. Events that only a resumption from the cursor can
     bring may still be delivered later, after newer ones.

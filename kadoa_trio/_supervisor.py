@@ -404,11 +404,11 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def _release_later(self, hold: Hold) -> None:
-        """Hand out what is held, in order, when the check is over, and after `HOLD_TIME` at the latest."""
+        """Hand out what is held, in order, when the check is over, the hold is full, or `HOLD_TIME` has passed."""
         shared = self._shared
         await _wait_either(hold.some, hold.decided)
         with trio.move_on_after(HOLD_TIME):
-            await hold.decided.wait()
+            await _wait_either(hold.decided, hold.filled)
         if not hold.decided.is_set():
             shared.reporter.publish(HeldEventsReleased, cursor=shared.ledger.resume_cursor, events=len(hold.events))
         while hold.events:

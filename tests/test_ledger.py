@@ -685,6 +685,25 @@ def test_part_of_a_replay_that_steps_back_moves_the_cursor_at_once() -> None:
     assert set(ledger.settled_position().settled) == {name(50), name(51)}
 
 
+def test_events_that_share_a_cursor_are_not_taken_for_older_ones() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 20)
+    ledger.ended(2, at(1))
+    opened(ledger, 3, 2)
+    for event_id in ("20b", "20c"):  # live, with the cursor of e20
+        ledger.admit(3, event_id, cursor(20), at(2))
+    assert ledger.resume_cursor == cursor(10)
+    feed(ledger, 3, 11)
+    ledger.admit(3, "11b", cursor(11), at(2))
+    assert ledger.resume_cursor == cursor(11)
+    assert "11b" not in ledger._ahead
+    ledger.ended(3, at(3))
+    opened(ledger, 4, 4)
+    ledger.repeat(4, "11b", cursor(11), at(4))
+    feed(ledger, 4, 12)
+    assert ledger.resume_cursor == cursor(12)
+
+
 def test_event_that_was_sent_again_is_no_part_of_the_replay() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 50, 51, 50, 51)
