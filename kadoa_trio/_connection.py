@@ -423,16 +423,14 @@ class Connection:
         self._on_confirmed()
 
     def _drain(self, notice: DrainNotice, now: float) -> None:
+        if notice.resume_supported is False:
+            self._withdraw_promise()
         if self.draining.is_set():
             return  # Ignore repeats: they must not postpone the replacement.
         advice = DEFAULT_ADVICE if notice.advice is None else min(max(notice.advice, MIN_ADVICE), MAX_ADVICE)
         # Jitter only upwards: never reconnect before the server's delay.
         delay = min(advice * (1 + self._shared.rng.uniform(0, _ADVICE_JITTER)), MAX_ADVICE)
         self.heir_due = now + delay
-        self.resume_supported = notice.resume_supported
-        if notice.resume_supported is False and self.superseded_by is None:
-            self._shared.ledger.withdraw_promise()
-            self._shared.on_gaps([])  # the position says it, too: have it saved
         self.draining.set()
         self._shared.reporter.publish(
             Draining,
@@ -441,6 +439,12 @@ class Connection:
             deadline=notice.deadline,
             resume_supported=notice.resume_supported,
         )
+
+    def _withdraw_promise(self) -> None:
+        self.resume_supported = False
+        if self.superseded_by is None:
+            self._shared.ledger.withdraw_promise()
+            self._shared.on_gaps([])  # the position says it, too: have it saved
 
     def _tell_end(self, end: End) -> None:
         reporter = self._shared.reporter

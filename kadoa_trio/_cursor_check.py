@@ -24,7 +24,12 @@ CLOSES_BEFORE_CHECK: Final = 3
 REFUSALS_BEFORE_DROP: Final = 5
 """Minimum of connections with the cursor that were closed beside a healthy probe before the cursor is dropped."""
 CHECK_TIME: Final = 120.0
-"""Minimum time from the beginning of a check until the cursor is dropped, in seconds: a replay service may restart."""
+"""Minimum time from the first of these refusals to the last, in seconds: a replay service may restart."""
+MAX_PAUSE: Final = 60.0
+"""Maximum pause between two refusals that count together, in seconds: what the server did meanwhile is not known.
+
+Waits between attempts are at most 30 s.
+"""
 HOLD_TIME: Final = 60.0
 """Maximum time that events of a probe are held, in seconds; then they are handed out, and the cursor is kept."""
 
@@ -35,10 +40,12 @@ class CursorCheck:
 
     closes: int = 0
     """Consecutive connections with the cursor that were closed before any event and before they were stable."""
+    running: bool = False
+    """Whether a check has begun and not ended."""
     refusals: int = 0
-    """Those of them that were closed while a probe was healthy."""
-    begun_at: float | None = None
-    """When the check began, in seconds; None while none is running."""
+    """Connections with the cursor that were closed before any event while a probe was healthy, one soon after the other."""
+    _first: float = 0.0
+    _last: float = 0.0
 
     def closed(self) -> None:
         """Record a close that looks like a refusal."""
@@ -49,18 +56,22 @@ class CursorCheck:
         """Whether the cursor must be checked."""
         return self.closes >= CLOSES_BEFORE_CHECK
 
-    def begin(self, now: float) -> bool:
+    def begin(self) -> bool:
         """Begin, or resume, the check; return whether it is a new one."""
-        new = self.begun_at is None
-        if self.begun_at is None:
-            self.begun_at = now
+        new, self.running = not self.running, True
         return new
 
     def refused(self, now: float) -> bool:
-        """Record a refusal beside a healthy probe; return whether the cursor is to be dropped."""
-        assert self.begun_at is not None
+        """Record a refusal beside a healthy probe; return whether the cursor is to be dropped.
+
+        Args:
+            now: when, in seconds.
+        """
+        if not self.refusals or now - self._last > MAX_PAUSE:
+            self.refusals, self._first = 0, now
         self.refusals += 1
-        return self.refusals >= REFUSALS_BEFORE_DROP and now - self.begun_at >= CHECK_TIME
+        self._last = now
+        return self.refusals >= REFUSALS_BEFORE_DROP and now - self._first >= CHECK_TIME
 
     def postpone(self) -> None:
         """Interrupt the check until one more connection with the cursor was closed: the probe has ended, too."""
@@ -69,7 +80,7 @@ class CursorCheck:
     def acquit(self) -> None:
         """End the check: forget what speaks against the cursor."""
         self.closes = self.refusals = 0
-        self.begun_at = None
+        self.running = False
 
 
 class Hold:

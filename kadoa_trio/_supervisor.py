@@ -343,7 +343,7 @@ class Supervisor:
         shared, check = self._shared, self._check
         cursor = shared.ledger.resume_cursor
         assert cursor is not None
-        if check.begin(trio.current_time()):
+        if check.begin():
             shared.reporter.publish(CursorOnTrial, cursor=cursor)
         probe = await self._establish(not_before, hold=self._current_hold())
         await _wait_either(probe.lasting, probe.ended)
