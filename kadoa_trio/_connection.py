@@ -568,7 +568,7 @@ class Connection:
                 next_look = now
             if now >= next_look:
                 next_look = now + interval
-                shared.tell(ledger.tick(self.generation, shared.reporter.moment()))
+                shared.tell(ledger.tick(self.generation, shared.reporter.moment(), self._asked))
 
 
 class _Suspended:

@@ -104,7 +104,10 @@ class Gap:
     Where the clock was set meanwhile, the earlier reading counts.
     """
     until: datetime
-    """When the connection that continues the stream had its first frame; never before `since`."""
+    """When the connection that continues the stream delivered its first event, or had delivered none for a while.
+
+    Not its first frame: a heartbeat may come before the subscription has taken effect. Never before `since`.
+    """
     reason: GapReason
     """Why the client cannot exclude a loss."""
     cursor: str | None = None
@@ -376,8 +379,12 @@ class _Source:
     last_sign: float = 0.0
     top: CursorKey | None = None
     """The newest cursor that it delivered."""
+    first_event: Moment | None = None
+    """When it delivered its first event: its subscription had taken effect by then."""
     last: Moment | None = None
     """When it last delivered an event with a cursor."""
+    heard: float = 0.0
+    """When its last frame came, on its own clock: silence after that shows nothing."""
     trail: deque[_Delivered] = attrs.field(factory=deque)
     """What it delivered ahead and is not yet relied on, in its order. Comparable cursors ascend in it."""
     trail_ids: set[str] = attrs.field(factory=set)
@@ -558,7 +565,7 @@ class Ledger:
         """Record a connection's first frame."""
         source = self._sources[generation]
         source.first = now
-        source.last_sign = source.clock(now)
+        source.last_sign = source.heard = source.clock(now)
 
     def waited(self, generation: int, seconds: float) -> None:
         """Record that a connection was not read for so long: that time shows nothing about its replay."""
@@ -573,24 +580,35 @@ class Ledger:
         source = self._sources.get(generation)
         return source is None or source.trusted
 
-    def tick(self, generation: int, now: Moment) -> list[Gap]:
+    def tick(self, generation: int, now: Moment, heard: Moment | None = None) -> list[Gap]:
         """Take into account that time has passed on a connection, and return the possible gaps that this brings to light.
 
         To be called every few seconds until the connection is trusted, when
         everything that has arrived was read.
+
+        Args:
+            generation: the connection.
+            now: the time.
+            heard: when its last frame came; None for now.
         """
         source = self._sources.get(generation)
-        if source is None or source is not self._leader or source.trusted or source.first is None:
+        if source is None or source.first is None:
+            return []
+        source.heard = max(source.heard, source.clock(heard or now))
+        return self._look(source, now)
+
+    def _look(self, source: _Source, now: Moment) -> list[Gap]:
+        if source is not self._leader or source.trusted or source.first is None:
             return []
         gaps: list[Gap] = []
-        quiet = source.clock(now) - source.last_sign
         patience = TRUST_FACTOR * self._stable_after
         # What it owes may still come in a replay that goes on without showing itself.
+        quiet = source.clock(now) - source.last_sign
         if not source.decided and quiet >= (patience if self._owes(source) else self._stable_after):
             gaps = self._decide(source, now)
         if source.decided:
-            self._mature(source, source.clock(now))
-            if not source.resumes or quiet >= patience:
+            self._mature(source, source.heard)
+            if not source.resumes or source.heard - source.last_sign >= patience:
                 self._trust(source)
         return gaps
 
@@ -609,7 +627,7 @@ class Ledger:
             self._unread = True
         self._leader = None
         leader = self._elect()
-        return [] if leader is None else self.tick(leader.generation, now)
+        return [] if leader is None else self._look(leader, now)
 
     def drop_cursor(self, generation: int, now: Moment) -> list[Gap]:
         """Give the resume cursor up: the server refuses it. *generation*, opened without it, takes the lead.
@@ -680,7 +698,7 @@ class Ledger:
         self._unpromised = self._unread = False
 
     def _gap(self, source: _Source, reason: GapReason, now: Moment) -> Gap:
-        first = source.first or now
+        first = source.first_event or now
         elapsed = timedelta(seconds=max(now[1] - first[1], 0.0))
         # Where the clock was set meanwhile, the span is the longer one.
         until = max(first[0], now[0] - elapsed)
@@ -775,6 +793,7 @@ class Ledger:
         self.repeated += 1
         arrived = arrived or now
         source, entry = self._sources[generation], self._ids[event_id]
+        self._hear(source, now)
         # What was taken from the log says nothing about what any connection owes.
         if entry.generation != _FROM_LOG and entry.seq >= source.baseline and entry.line is not source.line:
             self._join(source, entry.line)
@@ -817,6 +836,7 @@ class Ledger:
         """
         source = self._sources[generation]
         arrived = arrived or now
+        self._hear(source, now)
         gaps: list[Gap] = []
         leads = source is self._leader
         if leads and source.doubted:
@@ -876,6 +896,11 @@ class Ledger:
             if leads and source.decided and len(source.trail) > self._window // 4:
                 self._mature(source, one.clock)
         return entry, gaps
+
+    def _hear(self, source: _Source, now: Moment) -> None:
+        if source.first_event is None:
+            source.first_event = now
+        source.heard = source.clock(now)
 
     def _record(self, entry: Entry) -> None:
         assert entry.id is not None

@@ -448,7 +448,7 @@ def test_gap_is_closed_when_everything_before_is_settled() -> None:
     ledger = Ledger(WINDOW, Position(cursor_at=START))
     opened(ledger, 1, seconds=5)
     ((entry, (gap,)),) = [ledger.admit(1, "first", None, at(7))]
-    assert (gap.since, gap.until) == (START, START + timedelta(seconds=5))
+    assert (gap.since, gap.until) == (START, START + timedelta(seconds=7))
     ledger.settle(entry)
     entry = ledger.admit_from_log(name(0))
     ledger.close_gap(gap)
@@ -554,7 +554,7 @@ def test_outage_without_a_cursor_is_a_gap_at_the_first_event() -> None:
     opened(ledger, 2, seconds=9)
     assert feed(ledger, 2, 2, cursors=False, seconds=10) == [GapReason.NO_CURSOR]
     (gap,) = ledger.gaps
-    assert (gap.since, gap.until) == (START, START + timedelta(seconds=9))
+    assert (gap.since, gap.until) == (START, START + timedelta(seconds=10))
     assert feed(ledger, 2, 3, cursors=False) == []
 
 
@@ -767,6 +767,15 @@ def test_time_in_which_nothing_is_read_shows_nothing_about_a_replay() -> None:
     assert ledger.resume_cursor == cursor(50)
 
 
+def test_silence_of_a_connection_shows_nothing_about_its_replay() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 50, seconds=1)
+    ledger.tick(2, at(RELIED + 5), at(2))  # nothing has come since
+    assert ledger.resume_cursor == cursor(10)
+    ledger.tick(2, at(RELIED + 6), at(RELIED + 6))
+    assert ledger.resume_cursor == cursor(50)
+
+
 def test_cursor_matures_when_nothing_steps_back() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 11, 12)
@@ -811,6 +820,7 @@ def test_older_connection_covers_what_the_next_one_left_in_its_trail() -> None:
     feed(ledger, 1, 11, 12, 13)
     feed(ledger, 2, 14)
     assert ledger.resume_cursor == cursor(13)
+    ledger.tick(2, at(RELIED))  # frames still come on it
     ledger.ended(1, at(RELIED))
     assert ledger.resume_cursor == cursor(14)
 
@@ -914,8 +924,9 @@ def test_gap_begins_when_the_resume_cursor_stood() -> None:
     opened(ledger, 2, 100, promised=False)
     ledger.ended(1, at(110))
     ledger.tick(2, at(120))
+    feed(ledger, 2, 9, seconds=130)
     (gap,) = ledger.gaps
-    assert (gap.since, gap.until) == (at(5)[0], at(100)[0])
+    assert (gap.since, gap.until) == (at(5)[0], at(110)[0])
 
 
 def test_gap_of_a_replay_begins_when_the_cursor_that_it_began_at_stood() -> None:
@@ -932,7 +943,7 @@ def test_gap_of_a_replay_begins_when_the_cursor_that_it_began_at_stood() -> None
     opened(ledger, 3, 1003, promised=False)
     ledger.tick(3, at(1013))
     (gap,) = ledger.gaps
-    assert (gap.since, gap.until) == (at(5)[0], at(1003)[0])
+    assert (gap.since, gap.until) == (at(5)[0], at(1013)[0])
 
 
 @pytest.mark.parametrize("jump", [timedelta(hours=-1), timedelta(hours=1)])
@@ -960,7 +971,7 @@ def test_gap_after_a_restart_is_never_empty_backwards() -> None:
     opened(ledger, 1, 5)
     feed(ledger, 1, 1, cursors=False, seconds=6)
     (gap,) = ledger.gaps
-    assert gap.since == gap.until == at(5)[0]
+    assert gap.since == gap.until == at(6)[0]
 
 
 def test_first_start_is_no_gap_and_a_crash_before_any_event_leaves_one() -> None:
@@ -972,7 +983,7 @@ def test_first_start_is_no_gap_and_a_crash_before_any_event_leaves_one() -> None
     again = Ledger(WINDOW, position)
     opened(again, 1, 50)
     assert feed(again, 1, 7, seconds=51) == [GapReason.NO_CURSOR]
-    assert (again.gaps[0].since, again.gaps[0].until) == (at(3)[0], at(50)[0])
+    assert (again.gaps[0].since, again.gaps[0].until) == (at(3)[0], at(51)[0])
 
 
 # ---- bounds --------------------------------------------------------------------------------------------------------
@@ -994,7 +1005,7 @@ def test_gap_after_a_connection_that_had_no_frame_begins_with_its_subscription()
     ledger.ended(1, at(30))
     opened(ledger, 2, 50)
     assert feed(ledger, 2, 1, cursors=False, seconds=55) == [GapReason.NO_CURSOR]
-    assert (ledger.gaps[0].since, ledger.gaps[0].until) == (at(10)[0], at(50)[0])
+    assert (ledger.gaps[0].since, ledger.gaps[0].until) == (at(10)[0], at(55)[0])
 
 
 class NeverWalked(dict[str, Entry]):
