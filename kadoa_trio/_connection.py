@@ -220,8 +220,7 @@ class Connection:
         """Events that it delivered, the repeated and the held ones included."""
         self.spoke = trio.Event()
         """Set by its first event."""
-        self.admitted = 0
-        """New events that it delivered."""
+        self._received_before = math.inf
         self.renew_at = math.inf
         """When it has reached its maximum age, on Trio's clock."""
 
@@ -278,6 +277,11 @@ class Connection:
 
     # ---- life --------------------------------------------------------------------------------------------------
 
+    @property
+    def made_progress(self) -> bool:
+        """Whether it delivered events while new ones came, on it or on another one."""
+        return bool(self.events) and self._shared.received > self._received_before
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open it, report it started when the subscription is sent, and serve it until it ends.
 
@@ -305,6 +309,7 @@ class Connection:
                     promised=self._promised,
                     with_cursor=self._hold is None,
                 )
+                self._received_before = shared.received
                 age = settings.max_connection_age * shared.rng.uniform(1 - _AGE_JITTER, 1)
                 self.renew_at = trio.current_time() + age
                 try:
@@ -442,9 +447,8 @@ class Connection:
 
     def _withdraw_promise(self) -> None:
         self.resume_supported = False
-        if self.superseded_by is None:
-            self._shared.ledger.withdraw_promise()
-            self._shared.on_gaps([])  # the position says it, too: have it saved
+        self._shared.ledger.withdraw_promise()
+        self._shared.on_gaps([])  # the position says it, too: have it saved
 
     def _tell_end(self, end: End) -> None:
         reporter = self._shared.reporter
@@ -467,10 +471,7 @@ class Connection:
 
     def _try_admit(self, event: Event, now: Moment, arrived: Moment) -> bool:
         shared = self._shared
-        received = shared.received
-        admitted = shared.try_admit(event, self.generation, now, arrived)
-        self.admitted += shared.received - received
-        return admitted
+        return shared.try_admit(event, self.generation, now, arrived)
 
     async def _keep(self, event: Event, hold: Hold) -> None:
         """Hold an event of a probe, or wait until the hold is released if it is full."""

@@ -30,6 +30,8 @@ MAX_PAUSE: Final = 60.0
 
 Waits between attempts are at most 30 s.
 """
+LONG_REFUSALS, LONG_TIME = 10, 600.0
+"""So many refusals over so many seconds drop the cursor whatever was between them: a client must not stay deaf."""
 HOLD_TIME: Final = 60.0
 """Maximum time that events of a probe are held, in seconds; then they are handed out, and the cursor is kept."""
 
@@ -46,6 +48,8 @@ class CursorCheck:
     """Connections with the cursor that were closed before any event while a probe was healthy, one soon after the other."""
     _first: float = 0.0
     _last: float = 0.0
+    _all: int = 0
+    _begun: float = 0.0
 
     def closed(self) -> None:
         """Record a close that looks like a refusal."""
@@ -67,11 +71,15 @@ class CursorCheck:
         Args:
             now: when, in seconds.
         """
+        if not self._all:
+            self._begun = now
         if not self.refusals or now - self._last > MAX_PAUSE:
             self.refusals, self._first = 0, now
         self.refusals += 1
+        self._all += 1
         self._last = now
-        return self.refusals >= REFUSALS_BEFORE_DROP and now - self._first >= CHECK_TIME
+        soon = self.refusals >= REFUSALS_BEFORE_DROP and now - self._first >= CHECK_TIME
+        return soon or (self._all >= LONG_REFUSALS and now - self._begun >= LONG_TIME)
 
     def postpone(self) -> None:
         """Interrupt the check until one more connection with the cursor was closed: the probe has ended, too."""
@@ -79,7 +87,7 @@ class CursorCheck:
 
     def acquit(self) -> None:
         """End the check: forget what speaks against the cursor."""
-        self.closes = self.refusals = 0
+        self.closes = self.refusals = self._all = 0
         self.running = False
 
 

@@ -174,7 +174,7 @@ class Supervisor:
         if newest.stable:
             self._backoff.stable()
             return now if newest.draining.is_set() else now + self._backoff.delay()
-        if newest.admitted and not newest.draining.is_set():
+        if newest.made_progress and not newest.draining.is_set():
             # It made progress: the next wait is a first one.
             self._backoff.stable()
             return now + self._backoff.delay()

@@ -1,0 +1,57 @@
+"""When a refused cursor is dropped: the counting alone, without a connection."""
+
+from __future__ import annotations
+
+import pytest
+
+from kadoa_trio._cursor_check import (
+    CHECK_TIME,
+    CLOSES_BEFORE_CHECK,
+    LONG_REFUSALS,
+    LONG_TIME,
+    MAX_PAUSE,
+    REFUSALS_BEFORE_DROP,
+    CursorCheck,
+)
+
+
+def test_check_is_due_after_consecutive_closes() -> None:
+    check = CursorCheck()
+    for number in range(CLOSES_BEFORE_CHECK):
+        assert not check.due, number
+        check.closed()
+    assert check.due
+    assert check.begin()
+    assert not check.begin()  # resumed
+    check.postpone()
+    assert not check.due
+    check.closed()
+    assert check.due
+    check.acquit()
+    assert not check.due
+    assert check.begin()
+
+
+@pytest.mark.parametrize("pause", [1.0, 10.0, MAX_PAUSE])
+def test_cursor_is_dropped_after_enough_refusals_over_enough_time(pause: float) -> None:
+    check = CursorCheck()
+    now, refusals = 50.0, 1
+    dropped = check.refused(now)
+    while not dropped:
+        now += pause
+        refusals += 1
+        dropped = check.refused(now)
+    assert refusals == max(REFUSALS_BEFORE_DROP, CHECK_TIME / pause + 1)
+
+
+def test_refusals_with_an_outage_between_them_do_not_count_together() -> None:
+    check = CursorCheck()
+    for outage in range(3):
+        for number in range(8):
+            assert not check.refused(200.0 * outage + 5 * number)
+
+
+def test_refusals_that_never_end_drop_the_cursor_whatever_is_between_them() -> None:
+    check = CursorCheck()
+    dropped = [number for number in range(20) if check.refused(number * (MAX_PAUSE + 10))]
+    assert dropped[0] == max(LONG_REFUSALS - 1, -(-LONG_TIME // (MAX_PAUSE + 10)))
