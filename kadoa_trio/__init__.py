@@ -10,6 +10,7 @@
 # The rooms, each building on those above it:
 #
 #   _contexts    context managers that Ctrl-C cannot leave half entered or half left
+#   _redact      secrets, and what of foreign text may be shown
 #   _errors      every exception, and whose fault it is
 #   _backoff     how long to wait before the next attempt
 #   _settings    endpoints and limits, checked once

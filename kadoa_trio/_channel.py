@@ -25,6 +25,7 @@ import trio
 from ._events import Event
 from ._ledger import Entry, Ledger
 from ._notices import AdmissionPaused, Reporter
+from ._redact import presentable
 from ._settings import Settings
 
 _LOW_WATER: Final = 0.8
@@ -303,7 +304,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
     def __repr__(self) -> str:
         if self._closed:
             return "<EventChannel, closed>"
-        in_hand = f", unsettled: {self._current.event.id}" if self._current is not None else ""
+        in_hand = f", unsettled: {presentable(self._current.event.id, 80)}" if self._current is not None else ""
         return f"<EventChannel, {self._intake.statistics().buffered_events} buffered{in_hand}>"
 
     @trio.lowlevel.enable_ki_protection
@@ -435,7 +436,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         if parcel is not None:
             if self._owner is not self._asking:
                 raise trio.BusyResourceError(
-                    f"another task received event {parcel.event.id} from this handle and has not settled it; "
+                    f"another task received event {presentable(parcel.event.id, 80)} from this handle and has not settled it; "
                     "give each task a clone()"
                 )
             self._current = None

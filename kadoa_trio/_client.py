@@ -24,6 +24,7 @@ from ._http import HttpClient, open_http
 from ._keeper import Keeper
 from ._ledger import Gap, Ledger, Moment, Position
 from ._notices import ConnectionStatus, Notice, Reporter, State
+from ._redact import Secret, hidden
 from ._repair import Repairer
 from ._settings import LEAVE_TIMEOUT, Endpoints, Settings, read_key
 from ._stores import CursorStore
@@ -355,6 +356,8 @@ async def open_realtime(
     After entering, the same faults are raised by ``receive``, once. No
     exception group is raised for a fault of the client.
     """
+    key = hidden(api_key)
+    del api_key  # whatever is raised through this frame shows its names
     settings = Settings(
         endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
         heartbeat_timeout=heartbeat_timeout,
@@ -385,7 +388,7 @@ async def open_realtime(
     if not isinstance(consumer, str) or not consumer:
         raise ConfigurationError("consumer must be a non-empty string")
     async with _run(
-        read_key(api_key),
+        read_key(key),
         settings,
         _Options(
             position,
@@ -526,7 +529,7 @@ class _House:
 @async_context
 @trio.lowlevel.enable_ki_protection
 async def _run(
-    api_key: str,
+    api_key: Secret,
     settings: Settings,
     options: _Options,
     rng: random.Random,
@@ -544,6 +547,7 @@ async def _run(
     crash: BaseException | None = None
     realtime: Realtime | None = None
     async with open_http(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
+        reporter.censor = http.censor
         house = _House(http, settings, options, rng, reporter)
         leaving_at = math.inf
         try:

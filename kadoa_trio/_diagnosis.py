@@ -25,7 +25,8 @@ from ._events import Event
 from ._http import Token, default_ssl_context, describe, open_http
 from ._notifications import Notifications
 from ._proxy import find_proxy, open_tunnel
-from ._settings import Endpoints, Settings, read_key
+from ._redact import Secret, hidden, presentable
+from ._settings import Endpoints, Settings, fits_header, read_key
 from ._socket import Socket, SocketEnded, open_socket
 from ._wire import Heartbeat, decode, subscribe
 
@@ -93,6 +94,7 @@ class _Doctor:
     def __init__(self, settings: Settings, on_step: Callable[[DiagnosisStep], None] | None) -> None:
         self.settings = settings
         self.steps: list[DiagnosisStep] = []
+        self.secrets: list[Secret] = []
         self._on_step = on_step
         url = urlsplit(settings.endpoints.websocket)
         self.secure = url.scheme == "wss"
@@ -103,7 +105,14 @@ class _Doctor:
         return self.settings.ssl_context or default_ssl_context()
 
     def add(self, name: str, verdict: Verdict, seconds: float, detail: str, advice: str) -> None:
-        step = DiagnosisStep(name=name, verdict=verdict, seconds=seconds, detail=detail, advice=advice)
+        # Both repeat what servers, proxies and the environment say.
+        step = DiagnosisStep(
+            name=name,
+            verdict=verdict,
+            seconds=seconds,
+            detail=presentable(detail, 500, *self.secrets),
+            advice=presentable(advice, 500, *self.secrets),
+        )
         self.steps.append(step)
         if self._on_step is not None:
             self._on_step(step)
@@ -200,8 +209,11 @@ async def diagnose(
     Cancellation abandons the diagnosis. Faults are steps, not exceptions.
 
     Raises:
-        ConfigurationError: an endpoint or a number cannot be used.
+        ConfigurationError: an endpoint, a number, or what the environment says
+            about proxies and certificates cannot be used.
     """
+    given = hidden(api_key)
+    del api_key  # whatever is raised through this frame shows its names
     settings = Settings(
         endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
         heartbeat_timeout=heartbeat_timeout,
@@ -211,20 +223,22 @@ async def diagnose(
     if not event_timeout > 0:
         raise ConfigurationError("event_timeout must be a positive number of seconds")
     doctor = _Doctor(settings, on_step)
-    key = ""
+    key: Secret | None = None
     with doctor.step("key"):
         try:
-            key = read_key(api_key)
+            key = read_key(given)
         except ConfigurationError as exc:
             raise _failed(str(exc), "Make one in Kadoa (Settings, API keys) and put it into KADOA_API_KEY.") from None
-        if not key.isascii() or not key.isprintable() or key != key.strip():
-            key = ""
+        if not fits_header(key):
+            key = None
             raise _failed(
                 "the API key is not printable ASCII, or has spaces around it", "Copy it again, without a line's end."
             )
-        raise _Found(f"{len(key)} characters, from {'KADOA_API_KEY' if api_key is None else 'the program'}")
+        doctor.secrets.append(key)
+        source = "KADOA_API_KEY" if given is None else "the program"
+        raise _Found(f"{len(key.reveal())} characters, from {source}")
     token: Token | None = None
-    if not key:
+    if key is None:
         for name in ("token", "channel"):
             doctor.skip(name, "needs a key")
         await _reach(doctor)
@@ -234,6 +248,7 @@ async def diagnose(
         notifications = Notifications(http)
         with doctor.step("token"):
             token = await http.fetch_token()
+            doctor.secrets.append(token.access_token)
             raise _Found(f"from {settings.endpoints.public_api}, for team {token.team_id}")
         if token is None:
             doctor.skip("channel", "needs a token")

@@ -31,10 +31,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ._redact import Secret, presentable
+
 Step = Literal["token", "connect", "tls", "handshake", "subscribe", "acknowledge", "log", "notifications", "forward"]
 """A step on the way to a subscribed connection, or a request beside it."""
-
-_PLACEHOLDER = "[secret]"
 
 
 class KadoaError(Exception):
@@ -214,7 +214,7 @@ class ForeignError(Exception):
 
     Attributes:
         type_name: the original's qualified class name.
-        text: its text, without secrets, at most 500 characters.
+        text: its text, in one printable line without secrets, at most 500 characters.
         errno: its ``errno``, for an `OSError` that had one.
     """
 
@@ -228,19 +228,11 @@ class ForeignError(Exception):
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
 
 
-def scrub(text: str, *secrets: str) -> str:
-    """Return *text* with every one of *secrets* replaced."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, _PLACEHOLDER)
-    return text
-
-
-def scrubbed(exc: BaseException, *secrets: str) -> ForeignError:
+def scrubbed(exc: BaseException, *secrets: Secret) -> ForeignError:
     """Copy what may be kept of a foreign exception, and of what caused it."""
     errno = exc.errno if isinstance(exc, OSError) else None
     kind = type(exc)
-    copy = ForeignError(f"{kind.__module__}.{kind.__qualname__}", scrub(str(exc), *secrets)[:500], errno)
+    copy = ForeignError(f"{kind.__module__}.{kind.__qualname__}", presentable(str(exc), 500, *secrets), errno)
     if exc.__cause__ is not None and exc.__cause__ is not exc:
         copy.__cause__ = scrubbed(exc.__cause__, *secrets)
     return copy

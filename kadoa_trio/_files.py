@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from ._redact import presentable
+
 _FLAGS: Final = (
     getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_NOFOLLOW", 0)
@@ -67,11 +69,6 @@ def sync_directory(path: Path) -> None:
 def identity() -> str:
     """Describe this process, for the text of a lock file."""
     return f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC).isoformat(timespec='seconds')}"
-
-
-def printable(text: str) -> str:
-    """Replace what a terminal would obey: other users may have written *text*."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 # ---- locks ---------------------------------------------------------------------------------------------------------
@@ -172,7 +169,8 @@ def _read_text(file: int) -> bytes:
 
 
 def _read_owner(file: int) -> str:
-    return printable(_read_text(file).decode(errors="replace").strip())
+    # Other users may have written it.
+    return presentable(_read_text(file).decode(errors="replace"), _MAX_OWNER)
 
 
 def _write_owner(file: int, path: Path) -> None:

@@ -34,6 +34,7 @@ from ._errors import AttemptError, ConfigurationError
 from ._events import Event, parse_json
 from ._http import HttpClient, iso, open_webhooks
 from ._letters import LetterFile
+from ._redact import Secret, presentable
 from ._settings import Settings, is_loopback
 
 _MAX_HEADER: Final = 256
@@ -56,7 +57,8 @@ class FailedForward:
 
     def __str__(self) -> str:
         then = "put aside" if self.delay is None else f"again in {self.delay:.2f} s"
-        return f"{self.event_type} {self.event_id}: attempt {self.attempt} failed ({self.why}); {then}"
+        event = f"{presentable(self.event_type, 80)} {presentable(self.event_id, 80)}"
+        return f"{event}: attempt {self.attempt} failed ({presentable(self.why, 300)}); {then}"
 
 
 @final
@@ -81,7 +83,7 @@ class Forwarder:
     def __init__(
         self,
         http: HttpClient,
-        url: str,
+        url: Secret,
         *,
         timeout: float,
         policy: RetryPolicy,
@@ -246,34 +248,43 @@ async def open_forwarder(
     Raises:
         ConfigurationError: an option cannot be used.
     """
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        raise ConfigurationError("the endpoint to forward to is not a URL") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise ConfigurationError("the endpoint to forward to must be an http:// or https:// URL")
-    if parts.username is not None or parts.password is not None or parts.fragment:
-        raise ConfigurationError("the endpoint to forward to must hold no credentials or fragment")
+    target = Secret(url)
+    del url  # whatever is raised through this frame shows its names
+    fault = _fault_of_url(target)
+    if fault is not None:
+        raise ConfigurationError(f"the endpoint to forward to {fault}")
     if not timeout > 0:
         raise ConfigurationError("timeout must be a positive number of seconds")
     if max_attempts is not None and (max_attempts < 1 or dead_letters is None):
         raise ConfigurationError("max_attempts must be at least 1, and needs dead_letters to put events aside in")
     async with open_webhooks(
         settings=Settings(ssl_context=ssl_context),
-        secret=parts.query,  # where webhooks have theirs
-        direct=is_loopback(host),
+        url=target,
+        direct=is_loopback(urlsplit(target.reveal()).hostname or ""),
         wall_clock=lambda: datetime.now(UTC),
     ) as http:
         yield Forwarder(
             http,
-            url,
+            target,
             timeout=timeout,
             policy=RetryPolicy() if retry is None else retry,
             max_attempts=max_attempts,
             dead_letters=None if dead_letters is None else Path(dead_letters),
             on_failure=on_failure,
         )
+
+
+def _fault_of_url(url: Secret) -> str | None:
+    try:
+        parts = urlsplit(url.reveal())
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in ("http", "https") or not host:
+        return "must be an http:// or https:// URL"
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        return "must hold no credentials or fragment"
+    return None
 
 
 def webhook_body(event: Event) -> dict[str, Any]:
@@ -288,9 +299,9 @@ def webhook_body(event: Event) -> dict[str, Any]:
     }
 
 
-def _without_query(url: str) -> str:
+def _without_query(url: Secret) -> str:
     # A query may hold a secret of the endpoint's.
-    return urlsplit(url)._replace(query="").geturl()
+    return urlsplit(url.reveal())._replace(query="").geturl()
 
 
 def _header(event_type: str) -> str:

@@ -19,13 +19,14 @@ import os
 import re
 import socket
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeGuard, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 import trio
@@ -36,15 +37,17 @@ from ._errors import (
     AuthenticationError,
     ConfigurationError,
     ForeignError,
+    InternalError,
     KadoaError,
     ProtocolError,
     RequestRefusedError,
     Step,
-    scrub,
     scrubbed,
 )
 from ._events import parse_json
-from ._settings import CLOSE_TIMEOUT, Settings
+from ._proxy import proxy_secrets
+from ._redact import Secret, censor, presentable
+from ._settings import CLOSE_TIMEOUT, Settings, fits_header
 
 MAX_ANSWER = 64 * 1024
 """An answer longer than this is not read further, in bytes. The documented one has a few hundred."""
@@ -65,7 +68,8 @@ if TYPE_CHECKING:
     import httpx
 
 _TEMPORARY_4XX: Final = frozenset({408, 425, 429})
-_FRAGMENT: Final = 8
+_TOKENS_KEPT: Final = 8
+"""Tokens that the client keeps out of its own reports: those of its sockets, and of the attempts just before."""
 _FOREIGN_LOGGERS: Final = (
     "httpx",
     "httpcore.connection",
@@ -75,14 +79,14 @@ _FOREIGN_LOGGERS: Final = (
     "httpcore.socks",
     "trio-websocket",
 )
-_secrets_in_use: ContextVar[tuple[str, ...]] = ContextVar("_secrets_in_use", default=())
+_secrets_in_use: ContextVar[tuple[Secret, ...]] = ContextVar("_secrets_in_use", default=())
 
 
 @attrs.frozen
 class Token:
     """An access token, good for one connection attempt, and the channel to subscribe to."""
 
-    access_token: str = attrs.field(repr=False)
+    access_token: Secret
     team_id: str
 
 
@@ -99,9 +103,18 @@ class HttpClient:
     """A pool of HTTP connections that speaks for one API key. Made by `open_http`."""
 
     _client: httpx.AsyncClient = attrs.field(repr=False)
-    _api_key: str = attrs.field(repr=False)
+    _api_key: Secret = attrs.field(repr=False)
     _settings: Settings = attrs.field(repr=False)
     _wall_clock: Callable[[], datetime] = attrs.field(repr=False)
+    _secrets: tuple[Secret, ...] = attrs.field(init=False, repr=False)
+    _tokens: deque[Secret] = attrs.field(init=False, repr=False, factory=lambda: deque(maxlen=_TOKENS_KEPT))
+
+    def __attrs_post_init__(self) -> None:
+        self._secrets = (self._api_key, *proxy_secrets())
+
+    def censor(self, text: str) -> str:
+        """Replace the API key and the newest tokens in *text*: a server may repeat them in its frames."""
+        return censor(text, *self._secrets, *self._tokens)
 
     async def fetch_token(self) -> Token:
         """Trade the API key for a fresh access token.
@@ -118,10 +131,11 @@ class HttpClient:
         """
         timeout = self._settings.token_timeout
         url = self._settings.endpoints.public_api.rstrip("/") + "/v4/oauth2/token"
-        answer, fault = await self._request("POST", url, timeout=timeout, limit=MAX_ANSWER, with_key=True)
-        token = _parse_token(self._body("token", answer, fault, timeout, final=True))
+        answer = await self._request("POST", url, timeout=timeout, limit=MAX_ANSWER, with_key=True)
+        token = _parse_token(self._body("token", answer, timeout, final=True), self._api_key)
         if token is None:
-            raise ProtocolError("token", "the answer is not the documented JSON", status=_status(answer))
+            raise ProtocolError("token", "the answer is not the documented JSON", status=answer.status)
+        self._tokens.append(token.access_token)
         return token
 
     async def acknowledge(self, event_id: str) -> None:
@@ -132,10 +146,10 @@ class HttpClient:
         """
         timeout = self._settings.token_timeout
         url = self._settings.endpoints.realtime_api.rstrip("/") + "/api/v1/events/ack"
-        answer, fault = await self._request(
+        answer = await self._request(
             "POST", url, timeout=timeout, limit=MAX_ANSWER, content=json.dumps({"id": event_id}).encode()
         )
-        self._body("acknowledge", answer, fault, timeout, final=False)
+        self._check("acknowledge", answer, timeout, final=False)
 
     async def fetch_log(self, start: datetime, end: datetime, offset: int) -> LogPage:
         """Read a page of at most 100 rows of the notification log, between two times.
@@ -154,10 +168,10 @@ class HttpClient:
         }
         # A row may carry a whole event.
         limit = max(MAX_ANSWER, self._settings.max_message_size)
-        answer, fault = await self._request("GET", url, timeout=timeout, limit=limit, with_key=True, params=params)
-        page = _parse_log(self._body("log", answer, fault, timeout, final=False))
+        answer = await self._request("GET", url, timeout=timeout, limit=limit, with_key=True, params=params)
+        page = _parse_log(self._body("log", answer, timeout, final=False))
         if page is None:
-            raise ProtocolError("log", "the answer is not the documented JSON", status=_status(answer))
+            raise ProtocolError("log", "the answer is not the documented JSON", status=answer.status)
         return page
 
     async def call(
@@ -169,43 +183,43 @@ class HttpClient:
             method: the HTTP method.
             path: below ``/v5/notifications``.
             params: of the query.
-            body: sent as JSON; None sends none.
+            body: sent as JSON; a `Secret` is JSON already; None sends none.
 
         Raises:
             AuthenticationError, RequestRefusedError, ProtocolError,
                 AttemptError: as for `fetch_token`.
         """
         url = f"{self._settings.endpoints.public_api.rstrip('/')}/v5/notifications{path}"
-        answer, fault = await self._request(
+        answer = await self._request(
             method,
             url,
             timeout=API_TIMEOUT,
             limit=MAX_API_ANSWER,
             with_key=True,
-            content=None if body is None else json.dumps(body).encode(),
+            content=_as_json(body),
             params=params,
         )
-        data = _parse_object(self._body("notifications", answer, fault, API_TIMEOUT, final=True))
+        data = _parse_object(self._body("notifications", answer, API_TIMEOUT, final=True))
         if data is None:
-            raise ProtocolError("notifications", "the answer is not a JSON object", status=_status(answer))
+            raise ProtocolError("notifications", "the answer is not a JSON object", status=answer.status)
         return data
 
-    async def post(self, url: str, event_type: str, content: bytes, timeout: float) -> None:
-        """Post a webhook, without the key.
+    async def post(self, url: Secret, event_type: str, content: bytes, timeout: float) -> None:
+        """Post a webhook, without the key. What a success says beside its status does not matter, and is not decoded.
 
         Raises:
             AttemptError: the answer was no 2xx, or there was none.
         """
-        answer, fault = await self._request(
+        answer = await self._request(
             "POST", url, timeout=timeout, limit=MAX_ANSWER, content=content, headers={"x-kadoa-event": event_type}
         )
-        self._body("forward", answer, fault, timeout, final=False)
+        self._check("forward", answer, timeout, final=False)
 
     @trio.lowlevel.enable_ki_protection
     async def _request(
         self,
         method: str,
-        url: str,
+        url: str | Secret,
         *,
         timeout: float,
         limit: int,
@@ -213,44 +227,74 @@ class HttpClient:
         content: bytes | None = None,
         params: dict[str, str] | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
-    ) -> tuple[_Answer | None, Exception | None]:
-        """Make a request, and give what was read of the answer, and what went wrong. Raises no `Exception`."""
+    ) -> _Answer:
+        """Make a request, and give what came of it. Raises no `Exception`."""
         import httpx
 
         await trio.lowlevel.checkpoint()  # whatever the transport does
-        # Uncompressed, so that a small answer cannot grow into a large one here.
-        sent = {"content-type": "application/json", "accept-encoding": "identity", **headers}
-        if with_key:
-            sent["x-api-key"] = self._api_key
-        answer: _Answer | None = None
+        answer = _Answer(limit)
         # httpx's own time-outs are per operation: a server that sends a byte a second never meets one.
-        with censored_logs(self._api_key), trio.move_on_after(timeout):
+        with censored_logs(*self._secrets), trio.move_on_after(timeout):
             try:
-                async with self._client.stream(method, url, headers=sent, content=content, params=params) as response:
-                    answer = _Answer(response.status_code, response.headers.get("retry-after"), limit)
+                # Never bound to a name: it holds the key, or a webhook's secret.
+                response = await self._client.send(
+                    self._build(method, url, with_key, content, params, headers), stream=True
+                )
+                try:
                     await answer.read(response)
-            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as exc:
-                return answer, exc
-        return answer, None
+                finally:
+                    await response.aclose()
+            except Exception as exc:
+                answer.fault = describe(exc, *self._secrets)
+                answer.cause = scrubbed(exc, *self._secrets)
+                known = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError)
+                answer.is_bug = not isinstance(exc, known)
+        return answer
 
-    def _body(
-        self, step: Step, answer: _Answer | None, fault: Exception | None, timeout: float, *, final: bool
-    ) -> bytes:
-        """Give the body of a success, and raise what anything else means; where nothing is *final*, as an attempt.
+    def _build(
+        self,
+        method: str,
+        url: str | Secret,
+        with_key: bool,
+        content: bytes | None,
+        params: dict[str, str] | None,
+        headers: Mapping[str, str],
+    ) -> httpx.Request:
+        request = self._client.build_request(
+            method,
+            url.reveal() if isinstance(url, Secret) else url,
+            # Uncompressed, so that a small answer cannot grow into a large one here.
+            headers={"content-type": "application/json", "accept-encoding": "identity", **headers},
+            content=content,
+            params=params,
+        )
+        if with_key:
+            request.headers["x-api-key"] = self._api_key.reveal()
+        return request
+
+    def _check(self, step: Step, answer: _Answer, timeout: float, *, final: bool) -> None:
+        """Raise what anything but a success means; where nothing is *final*, as an attempt.
 
         To be called outside of every ``except``: an exception raised in there would hold httpx's as its context.
         """
-        if answer is not None and answer.status >= 300:
-            raise self._refusal(step, answer, final=final)
-        if fault is not None:
-            raise AttemptError(step, describe(fault, self._api_key)) from copy_of(fault, self._api_key)
-        if answer is None or not answer.complete:
+        if answer.status is not None and answer.status >= 300:
+            raise self._refusal(step, answer, answer.status, final=final)
+        if answer.is_bug:
+            raise InternalError(
+                f"a request failed by a bug of the client's own ({answer.fault}); please report it"
+            ) from answer.cause
+        if answer.fault is not None:
+            raise AttemptError(step, answer.fault) from answer.cause
+        if not answer.complete:
             raise AttemptError(step, f"no answer within {timeout:g} s")
+
+    def _body(self, step: Step, answer: _Answer, timeout: float, *, final: bool) -> bytes:
+        """Give the body of a success; raises as `_check` does."""
+        self._check(step, answer, timeout, final=final)
         return bytes(answer.body)
 
-    def _refusal(self, step: Step, answer: _Answer, *, final: bool) -> KadoaError:
-        status = answer.status
-        message = server_message(bytes(answer.body), self._api_key)
+    def _refusal(self, step: Step, answer: _Answer, status: int, *, final: bool) -> KadoaError:
+        message = server_message(bytes(answer.body), *self._secrets)
         if final and status in (401, 403):
             return AuthenticationError(step, status, message)
         if final and 400 <= status < 500 and status not in _TEMPORARY_4XX:
@@ -262,15 +306,23 @@ class HttpClient:
 
 @attrs.define(eq=False)
 class _Answer:
-    """What has been read of an answer so far; it outlives the deadline that cuts the reading."""
+    """What has been read of an answer so far; it outlives the deadline that cuts the reading.
 
-    status: int
-    retry_after: str | None
-    limit: int
-    body: bytearray = attrs.field(factory=bytearray)
+    Its repr shows the status only: a server may repeat what it was sent.
+    """
+
+    limit: int = attrs.field(repr=False)
+    status: int | None = None
+    retry_after: str | None = attrs.field(default=None, repr=False)
+    body: bytearray = attrs.field(factory=bytearray, repr=False)
     complete: bool = False
+    fault: str | None = attrs.field(default=None, repr=False)
+    cause: ForeignError | None = attrs.field(default=None, repr=False)
+    is_bug: bool = False
 
     async def read(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.retry_after = response.headers.get("retry-after")
         grace = trio.CancelScope()
         if self.status >= 300:
             grace.deadline = trio.current_time() + REFUSAL_GRACE
@@ -284,13 +336,15 @@ class _Answer:
             self.complete = True
 
 
-def _status(answer: _Answer | None) -> int | None:
-    return None if answer is None else answer.status
+def _as_json(body: object) -> bytes | None:
+    if body is None:
+        return None
+    return (body.reveal() if isinstance(body, Secret) else json.dumps(body)).encode()
 
 
 @async_context
 async def open_http(
-    *, api_key: str, settings: Settings, wall_clock: Callable[[], datetime]
+    *, api_key: Secret, settings: Settings, wall_clock: Callable[[], datetime]
 ) -> AsyncIterator[HttpClient]:
     """Open an `HttpClient`; leaving closes its connections.
 
@@ -300,11 +354,11 @@ async def open_http(
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
 
     Raises:
-        ConfigurationError: the key cannot stand in a header, or the proxy
-            that the environment names cannot be used.
+        ConfigurationError: the key cannot stand in a header, or the proxy or
+            the certificates that the environment names cannot be used.
     """
     # h11 refuses such a key with an error that shows it.
-    if not api_key or not api_key.isascii() or not api_key.isprintable() or api_key != api_key.strip():
+    if not fits_header(api_key):
         raise ConfigurationError("the API key must be printable ASCII, without spaces around it")
     network = settings.endpoints.network
     transport = None if network is None else network.http_transport
@@ -321,24 +375,41 @@ async def open_http(
 
 @async_context
 async def open_webhooks(
-    *, settings: Settings, secret: str, direct: bool, wall_clock: Callable[[], datetime]
+    *, settings: Settings, url: Secret, direct: bool, wall_clock: Callable[[], datetime]
 ) -> AsyncIterator[HttpClient]:
     """Open an `HttpClient` without a key, for `HttpClient.post`.
 
     Args:
         settings: the client's options.
-        secret: what is kept out of logs and errors, as the key is elsewhere. It is sent nowhere.
+        url: where webhooks go. Its query is kept out of logs and errors, as the key is elsewhere.
         direct: whether to leave the environment's proxy out of it.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
+
+    Raises:
+        ConfigurationError: the proxy or the certificates that the environment names cannot be used.
     """
     context = settings.ssl_context or default_ssl_context()
     async with _open_client(context, None, direct=direct) as client:
-        yield HttpClient(client, secret, settings, wall_clock)
+        yield HttpClient(client, _secret_of_query(url), settings, wall_clock)
+
+
+def _secret_of_query(url: Secret) -> Secret:
+    """Give the query of a URL, where webhooks have their secrets, in all of its spellings, and each of its values."""
+    import httpx
+
+    query = urlsplit(url.reveal()).query
+    also = [value for _name, value in parse_qsl(query)]
+    with contextlib.suppress(httpx.InvalidURL, UnicodeError):  # the request will say so
+        also.append(httpx.URL(url.reveal()).query.decode("ascii"))  # as it is sent, and logged
+    return Secret(query, *also)
 
 
 @async_context
 async def _open_client(
-    context: ssl.SSLContext, transport: httpx.AsyncBaseTransport | None, *, direct: bool = False
+    context: ssl.SSLContext,
+    transport: httpx.AsyncBaseTransport | None,
+    *,
+    direct: bool = False,
 ) -> AsyncIterator[httpx.AsyncClient]:
     import httpx
 
@@ -372,7 +443,7 @@ def default_ssl_context() -> ssl.SSLContext:
     return context
 
 
-def _parse_token(body: bytes) -> Token | None:
+def _parse_token(body: bytes, api_key: Secret) -> Token | None:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
@@ -381,7 +452,8 @@ def _parse_token(body: bytes) -> Token | None:
         return None
     access_token, team_id = data.get("access_token"), data.get("team_id")
     if _usable(access_token) and _usable(team_id):
-        return Token(access_token, team_id)
+        # The key goes with it: the WebSocket's server knows it as well, and may repeat it.
+        return Token(Secret(access_token, api_key.reveal()), team_id)
     return None
 
 
@@ -448,7 +520,7 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     return seconds if seconds >= 0 else None
 
 
-def server_message(body: bytes, *secrets: str) -> str:
+def server_message(body: bytes, *secrets: Secret) -> str:
     """Find what a refusal says in words, made safe to show: at most 200 characters."""
     message: object = None
     try:
@@ -463,44 +535,7 @@ def server_message(body: bytes, *secrets: str) -> str:
     return presentable(message, 200, *secrets) if isinstance(message, str) else ""
 
 
-def presentable(text: str, limit: int, *secrets: str) -> str:
-    """Make text from a server safe to show: one line, printable, short, without secrets.
-
-    A server may repeat the credential that it refuses, cut or in part, so
-    that any longer run of characters of a secret is replaced.
-    """
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[: limit * 10]).split())
-    return censor(text, *secrets)[:limit]
-
-
-def censor(text: str, *secrets: str) -> str:
-    """Replace *secrets* in *text*, and every run of eight or more characters of one."""
-    text = scrub(text, *secrets)
-    for secret in secrets:
-        if len(secret) < _FRAGMENT or len(text) < _FRAGMENT:
-            continue
-        kept: list[str] = []
-        start = 0
-        while start < len(text):
-            end = start + _FRAGMENT
-            if text[start:end] in secret and end <= len(text):
-                while end < len(text) and text[start : end + 1] in secret:
-                    end += 1
-                kept.append("[secret]")
-                start = end
-            else:
-                kept.append(text[start])
-                start += 1
-        text = "".join(kept)
-    return re.sub(r"(\[secret\])+", "[secret]", text)
-
-
-def copy_of(exc: BaseException, *secrets: str) -> ForeignError:
-    """Copy what may be kept of a foreign exception; *secrets* go in their escaped spelling, too."""
-    return scrubbed(exc, *secrets, *(repr(secret)[1:-1] for secret in secrets))
-
-
-def describe(exc: BaseException, *secrets: str) -> str:
+def describe(exc: BaseException, *secrets: Secret) -> str:
     """Say in a few words what a network fault was, from the innermost error that knows."""
     words: list[str] = []
     for inner in _leaves(exc):
@@ -549,7 +584,7 @@ _CENSOR: Final = _Censor()
 
 
 @sync_context
-def censored_logs(*secrets: str) -> Iterator[None]:
+def censored_logs(*secrets: Secret) -> Iterator[None]:
     """Keep *secrets* out of what libraries underneath log in this task (and tasks that it starts) in the block."""
     for name in _FOREIGN_LOGGERS:
         logging.getLogger(name).addFilter(_CENSOR)  # adds it once only

@@ -52,6 +52,7 @@ from typing import Final
 import attrs
 
 from ._cursors import CursorKey, cursor_key
+from ._redact import presentable
 
 RECENT_IDS = 1_000
 """How many of the newest settled ids go with a position: a replay may be inclusive, or start earlier than asked."""
@@ -1056,9 +1057,10 @@ class Ledger:
         """
         entry = self._ids.get(event_id)
         if entry is None or entry.passed:
-            raise ValueError(f"event {event_id} is not in hand")
+            raise ValueError(f"event {presentable(event_id, 80)} is not in hand")
         if self._pending[0] is not entry:
-            raise ValueError(f"event {self._pending[0].id} came before {event_id} and is not settled")
+            older, newer = presentable(str(self._pending[0].id), 80), presentable(event_id, 80)
+            raise ValueError(f"event {older} came before {newer} and is not settled")
         tail = self._tail.copy()
         rest = deque(self._pending)
         while rest and (rest[0] is entry or rest[0].settled):

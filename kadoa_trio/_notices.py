@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from ._ledger import Gap, Moment
+from ._redact import presentable
 
 MAX_NOTICES = 256
 """How many unread notices are kept; the oldest is dropped, and counted, to make room."""
@@ -30,6 +31,16 @@ MAX_NOTICE_TEXT = 2_000
 """Maximum length of each text in a notice, in characters: 256 unread notices stay below 4 MB, whatever a server sends."""
 
 _log = logging.getLogger("kadoa_trio.client")
+
+
+def _name(text: str) -> str:
+    """Make a name that a server gave safe to show: a cursor, an id, a type."""
+    return presentable(text, 80)
+
+
+def _words(text: str) -> str:
+    """Make a reason safe to show: it may hold a server's words, or those of a cursor store."""
+    return presentable(text, 300)
 
 
 class State(enum.Enum):
@@ -95,7 +106,7 @@ class Subscribed(Notice):
         return logging.DEBUG
 
     def __str__(self) -> str:
-        how = f"resuming from {self.cursor}" if self.cursor is not None else "without a cursor"
+        how = f"resuming from {_name(self.cursor)}" if self.cursor is not None else "without a cursor"
         return f"connection {self.generation}: subscribed {how}"
 
 
@@ -150,7 +161,7 @@ class Replaced(Notice):
     how: str
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: ended ({self.how}); {self.by} goes on"
+        return f"connection {self.generation}: ended ({_words(self.how)}); {self.by} goes on"
 
 
 @attrs.frozen(kw_only=True)
@@ -167,7 +178,7 @@ class Lost(Notice):
         return logging.INFO if self.expected else logging.WARNING
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: lost ({self.how})"
+        return f"connection {self.generation}: lost ({_words(self.how)})"
 
 
 @attrs.frozen(kw_only=True)
@@ -187,7 +198,7 @@ class Retrying(Notice):
 
     def __str__(self) -> str:
         return (
-            f"connection {self.generation}: attempt failed ({self.why}); "
+            f"connection {self.generation}: attempt failed ({_words(self.why)}); "
             f"next in {self.delay:.2f} s after {self.failures} in a row"
         )
 
@@ -210,7 +221,7 @@ class Refused(Notice):
         return logging.ERROR
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: {self.why}; giving up in {self.grace:.0f} s"
+        return f"connection {self.generation}: {_words(self.why)}; giving up in {self.grace:.0f} s"
 
 
 @attrs.frozen(kw_only=True)
@@ -257,10 +268,10 @@ class FrameIgnored(Notice):
         return f"FrameIgnored {self.kind}"
 
     def __str__(self) -> str:
-        named = f" of type {_quoted(self.type)}" if self.type is not None else ""
+        named = f" of type {_name(self.type)!r}" if self.type is not None else ""
         return (
-            f"connection {self.generation}: ignored a frame{named} ({self.kind}: {self.why}); the connection goes on"
-            f"{_and_suppressed(self.suppressed, 'frames of this kind were ignored')}"
+            f"connection {self.generation}: ignored a frame{named} ({_name(self.kind)}: {_words(self.why)}); "
+            f"the connection goes on{_and_suppressed(self.suppressed, 'frames of this kind were ignored')}"
         )
 
 
@@ -298,13 +309,9 @@ class AdmissionPaused(Notice):
                 f"the client reads on after a save (option max_unsaved){more}"
             )
         return (
-            f"admission paused: event {_quoted(self.oldest)} is not settled, and the {self.unsettled} events from it on "
+            f"admission paused: event {_name(self.oldest)!r} is not settled, and the {self.unsettled} events from it on "
             f"are the maximum (option max_unsettled); the client reads on when it is settled{more}"
         )
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:80] + "…")
 
 
 def _and_suppressed(count: int, what: str) -> str:
@@ -322,7 +329,7 @@ class CursorOnTrial(Notice):
         return logging.WARNING
 
     def __str__(self) -> str:
-        return f"the cursor {self.cursor} is on trial: several connections that sent it were closed before any event"
+        return f"the cursor {_name(self.cursor)} is on trial: several connections that sent it were closed before any event"
 
 
 @attrs.frozen(kw_only=True)
@@ -332,7 +339,7 @@ class CursorAccepted(Notice):
     cursor: str
 
     def __str__(self) -> str:
-        return f"the cursor {self.cursor} is accepted after all"
+        return f"the cursor {_name(self.cursor)} is accepted after all"
 
 
 @attrs.frozen(kw_only=True)
@@ -346,7 +353,7 @@ class CursorDropped(Notice):
         return logging.ERROR
 
     def __str__(self) -> str:
-        return f"the cursor {self.cursor} is refused and was dropped"
+        return f"the cursor {_name(self.cursor)} is refused and was dropped"
 
 
 @attrs.frozen(kw_only=True)
@@ -366,7 +373,8 @@ class HeldEventsReleased(Notice):
         return logging.WARNING
 
     def __str__(self) -> str:
-        return f"the check of the cursor {self.cursor} continues; {self.events} held events are handed out, the cursor is kept"
+        which = "" if self.cursor is None else f" {_name(self.cursor)}"
+        return f"the check of the cursor{which} continues; {self.events} held events are handed out, the cursor is kept"
 
 
 @attrs.frozen(kw_only=True)
@@ -411,7 +419,7 @@ class Resumed(Notice):
     """When the server last gave a sign of life to that run."""
 
     def __str__(self) -> str:
-        where = "without a cursor" if self.cursor is None else f"at {self.cursor}"
+        where = "without a cursor" if self.cursor is None else f"at {_name(self.cursor)}"
         return f"resuming {where}"
 
 
@@ -422,7 +430,7 @@ class FirstStart(Notice):
     consumer: str
 
     def __str__(self) -> str:
-        return f"no saved position of consumer {self.consumer!r}: receiving events from now on"
+        return f"no saved position of consumer {_name(self.consumer)!r}: receiving events from now on"
 
 
 @attrs.frozen(kw_only=True)
@@ -440,9 +448,7 @@ class PositionNotSaved(Notice):
         return logging.ERROR
 
     def __str__(self) -> str:
-        return (
-            f"the position cannot be saved ({self.why}); {self.unsaved} events unsaved; next try in {self.delay:.2f} s"
-        )
+        return f"the position cannot be saved ({_words(self.why)}); {self.unsaved} events unsaved; next try in {self.delay:.2f} s"
 
 
 @attrs.frozen(kw_only=True)
@@ -470,7 +476,7 @@ class AcknowledgementsResting(Notice):
         return logging.WARNING
 
     def __str__(self) -> str:
-        return f"acknowledgements are refused ({self.why}) and rest; events are not affected"
+        return f"acknowledgements are refused ({_words(self.why)}) and rest; events are not affected"
 
 
 @attrs.frozen(kw_only=True)
@@ -502,7 +508,7 @@ class GapRemains(Notice):
 
     def __str__(self) -> str:
         until = self.gap.until.isoformat(timespec="milliseconds")
-        return f"gap up to {until} not repaired{'' if self.final else ' yet'}: {self.why}"
+        return f"gap up to {until} not repaired{'' if self.final else ' yet'}: {_words(self.why)}"
 
 
 @attrs.frozen(kw_only=True)
@@ -524,7 +530,7 @@ class Failed(Notice):
         return logging.ERROR
 
     def __str__(self) -> str:
-        return f"failed: {self.fault}"
+        return f"failed: {_words(self.fault)}"
 
 
 @attrs.frozen(kw_only=True)
@@ -644,6 +650,8 @@ class Reporter:
 
     def __init__(self, wall_clock: Callable[[], datetime], clock: Callable[[], float] = trio.current_time) -> None:
         self.wall_clock = wall_clock
+        self.censor: Callable[[str], str] = str
+        """Takes the secrets of the client out of a text: a server may repeat them in its frames."""
         self.status: Status = Status()
         self.dropped: int = 0
         """How many notices nobody read in time."""
@@ -658,8 +666,9 @@ class Reporter:
     def publish(self, kind: Callable[..., Notice], /, **facts: object) -> None:
         """Make a notice of *kind*, and publish it unless there were too many like it; the status takes in every one."""
         for name, value in facts.items():
-            if isinstance(value, str) and len(value) > MAX_NOTICE_TEXT:
-                facts[name] = value[: MAX_NOTICE_TEXT - 1] + "…"
+            if isinstance(value, str):
+                short = value if len(value) <= MAX_NOTICE_TEXT else value[: MAX_NOTICE_TEXT - 1] + "…"
+                facts[name] = self.censor(short)
         notice = kind(at=self.wall_clock(), **facts)
         before, self.status = self.status, self.status.after(notice)
         if self.status.state is not before.state:

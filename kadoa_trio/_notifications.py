@@ -6,8 +6,9 @@ shape open, several are read.
 
 from __future__ import annotations
 
+import json
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, final
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from ._contexts import async_context
 from ._errors import ConfigurationError, ProtocolError
 from ._events import structure
 from ._http import LOG_PAGE, HttpClient, iso, open_http
+from ._redact import Secret, hidden
 from ._settings import Endpoints, Settings, read_key
 
 WEBSOCKET: Final = "WEBSOCKET"
@@ -108,21 +110,20 @@ class Notifications:
 
     async def channels(self) -> tuple[Channel, ...]:
         """Return the workspace's channels."""
-        data = await self._http.call("GET", "/channels")
-        return tuple(_one(Channel, row, f"channels[{n}]") for n, row in enumerate(_rows(data, "channels")))
+        return _read(_channels, await self._http.call("GET", "/channels"))
 
     async def create_channel(
         self, name: str, channel_type: str = WEBSOCKET, config: Mapping[str, Any] | None = None
     ) -> Channel:
         """Make a channel, and return it."""
-        body = {"name": name, "channelType": channel_type, "config": dict(config or {})}
-        data = await self._http.call("POST", "/channels", body=body)
-        return _one(Channel, data.get("channel", data), "channel")
+        # A webhook's configuration may hold its secret: what is raised through this frame shows its names.
+        body = Secret(json.dumps({"name": name, "channelType": channel_type, "config": dict(config or {})}))
+        del config
+        return _read(_channel, await self._http.call("POST", "/channels", body=body))
 
     async def settings(self) -> tuple[Setting, ...]:
         """Return all settings, of the workspace and of its workflows."""
-        data = await self._http.call("GET", "/settings")
-        return tuple(_setting(row, f"settings[{n}]") for n, row in enumerate(_rows(data, "settings")))
+        return _read(_settings, await self._http.call("GET", "/settings"))
 
     async def create_setting(
         self,
@@ -147,8 +148,7 @@ class Notifications:
         }
         if workflow_id is not None:
             body["workflowId"] = workflow_id
-        data = await self._http.call("POST", "/settings", body=body)
-        return _setting(data.get("settings", data), "settings")
+        return _read(_the_setting, await self._http.call("POST", "/settings", body=body))
 
     async def update_setting(
         self, setting: Setting, *, channel_ids: Sequence[str] | None = None, enabled: bool | None = None
@@ -172,8 +172,7 @@ class Notifications:
             "enabled": setting.enabled if enabled is None else enabled,
             "channelIds": list(channels),
         }
-        data = await self._http.call("PUT", f"/settings/{quote(setting.id, safe='')}", body=body)
-        return _setting(data.get("settings", data), "settings")
+        return _read(_the_setting, await self._http.call("PUT", f"/settings/{quote(setting.id, safe='')}", body=body))
 
     async def event_types(self) -> tuple[str, ...]:
         """Return the names of the event types that Kadoa knows."""
@@ -270,12 +269,14 @@ async def open_notifications(
     Raises:
         ConfigurationError: an option cannot be used, or there is no key.
     """
+    key = hidden(api_key)
+    del api_key  # whatever is raised through this frame shows its names
     settings = Settings(
         endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
         ssl_context=ssl_context,
         allow_insecure=allow_insecure,
     )
-    async with open_http(api_key=read_key(api_key), settings=settings, wall_clock=_utc_now) as http:
+    async with open_http(api_key=read_key(key), settings=settings, wall_clock=_utc_now) as http:
         yield Notifications(http)
 
 
@@ -294,6 +295,33 @@ def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def _read(parse: Callable[[dict[str, object]], _T], data: dict[str, object]) -> _T:
+    """Parse an answer; a fault's traceback shows none of it, since channels of others have secrets in it."""
+    fault: ProtocolError
+    try:
+        return parse(data)
+    except ProtocolError as exc:
+        fault = exc
+    del data
+    raise fault.with_traceback(None)
+
+
+def _channels(data: dict[str, object]) -> tuple[Channel, ...]:
+    return tuple(_one(Channel, row, f"channels[{n}]") for n, row in enumerate(_rows(data, "channels")))
+
+
+def _channel(data: dict[str, object]) -> Channel:
+    return _one(Channel, data.get("channel", data), "channel")
+
+
+def _settings(data: dict[str, object]) -> tuple[Setting, ...]:
+    return tuple(_setting(row, f"settings[{n}]") for n, row in enumerate(_rows(data, "settings")))
+
+
+def _the_setting(data: dict[str, object]) -> Setting:
+    return _setting(data.get("settings", data), "settings")
 
 
 def _rows(data: Mapping[str, object], *names: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 httpx reads ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` for the API; this
 room reads the same for WebSockets, so that both go the same way. A proxy's
-credentials stand in one header and nowhere else.
+credentials are sent in one header and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import base64
 import ssl
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import attrs
 import h11
 import trio
 
+from ._redact import Secret, presentable
 from ._settings import is_loopback
 
 _SCHEMES: Final = {"wss": "https", "ws": "http"}
@@ -36,10 +37,11 @@ class Proxy:
     port: int
     secure: bool
     """Whether it is spoken to in TLS."""
-    authorization: bytes | None = attrs.field(default=None, repr=False)
+    authorization: Secret | None = attrs.field(default=None, repr=False)
+    """The value of ``Proxy-Authorization``."""
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"{presentable(self.host, 100)}:{self.port}"
 
 
 def find_proxy(scheme: str, host: str) -> Proxy | None:
@@ -51,22 +53,40 @@ def find_proxy(scheme: str, host: str) -> Proxy | None:
     if is_loopback(host) or proxy_bypass(host):
         return None
     proxies = getproxies()
-    url = proxies.get(_SCHEMES[scheme]) or proxies.get("all")
+    parts = _parse(proxies.get(_SCHEMES[scheme]) or proxies.get("all"))
+    if parts is None or parts.scheme not in ("http", "https"):
+        return None
+    secure = parts.scheme == "https"
+    return Proxy(parts.hostname or "", parts.port or (443 if secure else 80), secure, _authorization(parts))
+
+
+def proxy_secrets() -> tuple[Secret, ...]:
+    """Return the credentials in the proxies that the environment names: a proxy may repeat what it was sent."""
+    proxies = getproxies()
+    found = (_parse(proxies.get(name)) for name in ("http", "https", "all"))
+    secrets = (None if parts is None else _authorization(parts) for parts in found)
+    return tuple(dict.fromkeys(secret for secret in secrets if secret is not None))
+
+
+def _parse(url: str | None) -> SplitResult | None:
     if not url:
         return None
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        name, port = parts.hostname, parts.port
+        name, _port = parts.hostname, parts.port
     except ValueError:
         return None  # httpx has refused it already
-    if parts.scheme not in ("http", "https") or not name:
+    return parts if name else None
+
+
+def _authorization(parts: SplitResult) -> Secret | None:
+    if parts.username is None:
         return None
-    authorization = None
-    if parts.username is not None:
-        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        authorization = b"Basic " + base64.b64encode(credentials.encode())
-    secure = parts.scheme == "https"
-    return Proxy(name, port or (443 if secure else 80), secure, authorization)
+    password = unquote(parts.password or "")
+    credentials = f"{unquote(parts.username)}:{password}"
+    # What the environment holds may be no UTF-8.
+    encoded = base64.b64encode(credentials.encode(errors="surrogateescape")).decode()
+    return Secret(f"Basic {encoded}", encoded, password, parts.password or "")
 
 
 async def open_tunnel(
@@ -96,12 +116,16 @@ async def open_tunnel(
 
 async def _connect(stream: trio.abc.Stream, proxy: Proxy, host: str, port: int) -> None:
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    headers = [(b"Host", target.encode("ascii"))]
-    if proxy.authorization is not None:
-        headers.append((b"Proxy-Authorization", proxy.authorization))
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
-    request = h11.Request(method=b"CONNECT", target=target.encode("ascii"), headers=headers)
-    await stream.send_all((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    try:
+        # Never bound to a name: it holds the credentials, and what is raised here shows this frame.
+        await stream.send_all(_ask(http, target.encode("ascii"), proxy.authorization))
+    except h11.LocalProtocolError:
+        sent = False
+    else:
+        sent = True
+    if not sent:
+        raise ProxyError(f"the proxy {proxy} cannot be asked for {presentable(target, 100)}")
     status: int | None = None
     try:
         while status is None:
@@ -120,3 +144,11 @@ async def _connect(stream: trio.abc.Stream, proxy: Proxy, host: str, port: int) 
         raise ProxyError(f"the proxy {proxy} answered HTTP {status}")
     if http.trailing_data[0]:
         raise ProxyError(f"the proxy {proxy} sent what nobody asked for")
+
+
+def _ask(http: h11.Connection, target: bytes, authorization: Secret | None) -> bytes:
+    headers = [(b"Host", target)]
+    if authorization is not None:
+        headers.append((b"Proxy-Authorization", authorization.reveal().encode("ascii")))
+    request = h11.Request(method=b"CONNECT", target=target, headers=headers)
+    return (http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b"")

@@ -16,6 +16,7 @@ import trio
 from ._backoff import RetryPolicy
 from ._contexts import sync_context
 from ._errors import ConfigurationError
+from ._redact import Secret, presentable
 
 MAX_SOCKETS = 3
 """Sockets open at once: the newest connection, the one that it replaces, and one that will not go."""
@@ -95,6 +96,15 @@ def stand_in(endpoints: Endpoints) -> Iterator[None]:
         del _stand_ins[next(place for place, one in enumerate(_stand_ins) if one is endpoints)]
 
 
+def _without_secrets(url: object) -> str:
+    """Write a URL for a repr: an address that `Endpoints.check` refuses may hold credentials or a token."""
+    if not isinstance(url, str):
+        return repr(url)
+    if any(character in url for character in "@?#"):
+        return "[an address with credentials, a query or a fragment]"
+    return repr(url)
+
+
 @attrs.frozen(kw_only=True)
 class Endpoints:
     """Where Kadoa is. The defaults are Kadoa's own addresses.
@@ -102,11 +112,11 @@ class Endpoints:
     The environment variables are those of Kadoa's official SDKs.
     """
 
-    public_api: str = "https://api.kadoa.com"
+    public_api: str = attrs.field(default="https://api.kadoa.com", repr=_without_secrets)
     """The public API, for tokens. ``KADOA_PUBLIC_API_URI``."""
-    websocket: str = "wss://realtime.kadoa.com"
+    websocket: str = attrs.field(default="wss://realtime.kadoa.com", repr=_without_secrets)
     """The WebSocket endpoint. ``KADOA_WSS_API_URI``."""
-    realtime_api: str = "https://realtime.kadoa.com"
+    realtime_api: str = attrs.field(default="https://realtime.kadoa.com", repr=_without_secrets)
     """The realtime HTTP endpoint. ``KADOA_REALTIME_API_URI``."""
     network: Network | None = attrs.field(default=None, repr=False, eq=False)
     """How to reach them; None for real sockets."""
@@ -137,41 +147,53 @@ class Endpoints:
                 to a host that is not a loopback address while
                 *allow_insecure* is false.
         """
-        for name, url, schemes in (
-            ("public_api", self.public_api, ("https", "http")),
-            ("websocket", self.websocket, ("wss", "ws")),
-            ("realtime_api", self.realtime_api, ("https", "http")),
+        for name, schemes in (
+            ("public_api", ("https", "http")),
+            ("websocket", ("wss", "ws")),
+            ("realtime_api", ("https", "http")),
         ):
-            try:
-                parts = urlsplit(url)
-                host, _port = parts.hostname, parts.port
-            except ValueError:
-                raise ConfigurationError(f"the endpoint {name} is not a URL") from None
-            # Only the name is told, never the URL: somebody may have put a secret into it.
-            if parts.scheme not in schemes or not host:
-                raise ConfigurationError(f"the endpoint {name} must be a {schemes[0]}:// URL")
-            if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-                raise ConfigurationError(f"the endpoint {name} must hold no credentials, query or fragment")
-            if parts.scheme == schemes[1] and not is_loopback(host) and not allow_insecure:
-                raise ConfigurationError(
-                    f"the endpoint {name} is plain {parts.scheme}:// to {host}: the key and the events would cross "
-                    f"the network in the clear. Use {schemes[0]}://, or say allow_insecure=True"
-                )
+            # The address stays out of this frame's names, and out of the text: somebody may have put a secret into it.
+            fault = _fault_of_address(getattr(self, name), schemes, allow_insecure=allow_insecure)
+            if fault is not None:
+                raise ConfigurationError(f"the endpoint {name} {fault}")
 
 
-def read_key(api_key: str | None) -> str:
-    """Give the API key: *api_key*, else that of the environment.
+def _fault_of_address(url: str, schemes: tuple[str, str], *, allow_insecure: bool) -> str | None:
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in schemes or not host:
+        return f"must be a {schemes[0]}:// URL"
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        return "must hold no credentials, query or fragment"
+    if parts.scheme == schemes[1] and not is_loopback(host) and not allow_insecure:
+        return (
+            f"is plain {parts.scheme}:// to {presentable(host, 100)}: the key and the events would cross the network "
+            f"in the clear. Use {schemes[0]}://, or say allow_insecure=True"
+        )
+    return None
+
+
+def read_key(given: Secret | None) -> Secret:
+    """Give the API key: *given*, else that of the environment.
 
     Raises:
         ConfigurationError: there is none, or it is no string.
     """
-    if api_key is None:
-        api_key = os.environ.get("KADOA_API_KEY")
-        if not api_key:
-            raise ConfigurationError("no API key: pass api_key, or set the environment variable KADOA_API_KEY")
-    if not isinstance(api_key, str):
-        raise ConfigurationError(f"the API key must be a string, not {type(api_key).__name__}")
-    return api_key
+    key = Secret(os.environ.get("KADOA_API_KEY", "")) if given is None else given
+    if given is None and not key.reveal():
+        raise ConfigurationError("no API key: pass api_key, or set the environment variable KADOA_API_KEY")
+    if not isinstance(key.reveal(), str):
+        raise ConfigurationError(f"the API key must be a string, not {type(key.reveal()).__name__}")
+    return key
+
+
+def fits_header(key: Secret) -> bool:
+    """Tell whether a key can stand in a header: printable ASCII, not empty, no spaces around it."""
+    value = key.reveal()
+    return bool(value) and value.isascii() and value.isprintable() and value == value.strip()
 
 
 def is_loopback(host: str) -> bool:

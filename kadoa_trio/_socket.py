@@ -50,19 +50,18 @@ import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
 from ._contexts import async_context
-from ._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step
+from ._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step, scrubbed
 from ._exits import pick
 from ._http import (
     REFUSAL_GRACE,
     censored_logs,
-    copy_of,
     default_ssl_context,
     describe,
     parse_retry_after,
-    presentable,
     server_message,
 )
-from ._proxy import find_proxy, open_tunnel
+from ._proxy import find_proxy, open_tunnel, proxy_secrets
+from ._redact import Secret, presentable
 from ._settings import CLOSE_TIMEOUT, MAX_FRAGMENTS, Settings
 
 _Args = TypeVarTuple("_Args")
@@ -130,7 +129,7 @@ def _utc_now() -> datetime:
 async def open_socket(
     url: str,
     *,
-    token: str,
+    token: Secret,
     settings: Settings,
     on_bytes: Callable[[int], None],
     wall_clock: Callable[[], datetime] = _utc_now,
@@ -152,6 +151,7 @@ async def open_socket(
         AuthenticationError: the upgrade was answered with 401 or 403.
         ProtocolError: the upgrade was answered, but not with an upgrade or a refusal.
         AttemptError: any other failure to open.
+        ConfigurationError: the certificates that the environment names cannot be used.
     """
     error: BaseException | None = None
     crash: BaseException | None = None
@@ -269,7 +269,7 @@ class Socket:
 async def _establish(
     nursery: trio.Nursery,
     url: str,
-    token: str,
+    token: Secret,
     settings: Settings,
     on_bytes: Callable[[int], None],
     wall_clock: Callable[[], datetime],
@@ -278,11 +278,10 @@ async def _establish(
     secure = parts.scheme == "wss"
     host = parts.hostname or ""
     port = parts.port or (443 if secure else 80)
-    quoted = quote(token, safe="")
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~") or "/"
     timeout = settings.handshake_timeout
     opening = trio.move_on_after(timeout)
-    reader = _Reader(nursery, (quoted, token), on_end=opening)
+    reader = _Reader(nursery, (token, *proxy_secrets()), on_end=opening)
     step: Step = "connect"
     stream: trio.abc.Stream | None = None
     watched: _WatchedStream | None = None
@@ -305,7 +304,8 @@ async def _establish(
                     cast("trio.Nursery", reader),
                     cast("trio.SocketStream", watched),
                     _host_header(host, parts.port, secure=secure),
-                    f"{path}?access_token={quoted}",
+                    # Never bound to a name: what is raised here shows this frame.
+                    f"{path}?access_token={quote(token.reveal(), safe='')}",
                     # Nothing waits in the library: on a message that is too large it drops what it holds.
                     message_queue_size=0,
                     max_message_size=settings.max_message_size,
@@ -319,7 +319,7 @@ async def _establish(
                 await trio.aclose_forcefully(stream)
     # Raised from here, outside of every ``except``: the originals may hold the token.
     if fault is not None:
-        raise AttemptError(step, describe(fault, *reader.secrets)) from copy_of(fault, *reader.secrets)
+        raise AttemptError(step, describe(fault, *reader.secrets)) from scrubbed(fault, *reader.secrets)
     if connection is None or watched is None:
         if watched is not None and (reader.ended.is_set() or watched.has_answered):
             raise _handshake_failure(watched, reader, wall_clock)
@@ -372,7 +372,7 @@ def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Call
         return kind("handshake", reason, status=status, retry_after=retry_after)
     if answer is None and (not stream.head or stream.head.startswith(_HTTP)):
         if stream.broken is not None:
-            cause = copy_of(stream.broken, *reader.secrets)
+            cause = scrubbed(stream.broken, *reader.secrets)
             failure = AttemptError("handshake", describe(stream.broken, *reader.secrets))
             failure.__cause__ = cause
             return failure
@@ -404,12 +404,13 @@ class _Reader:
     it; and one that ends before the upgrade would leave its opener waiting.
     """
 
-    _nursery: trio.Nursery
-    secrets: tuple[str, ...]
-    on_end: trio.CancelScope
+    _nursery: trio.Nursery = attrs.field(repr=False)
+    secrets: tuple[Secret, ...] = attrs.field(repr=False)
+    on_end: trio.CancelScope = attrs.field(repr=False)
     """What waits for the reader at present; cancelled when the reader ends."""
-    ended: trio.Event = attrs.field(factory=trio.Event)
-    fault: Exception | None = None
+    ended: trio.Event = attrs.field(factory=trio.Event, repr=False)
+    fault: Exception | None = attrs.field(default=None, repr=False)
+    """The library's error; a server may have put the token into it."""
 
     def start_soon(self, async_fn: Callable[[*_Args], Awaitable[object]], *args: *_Args, name: object = None) -> None:
         self._nursery.start_soon(self._run, async_fn, args, name="kadoa_trio socket reader")
@@ -479,9 +480,12 @@ class _FrameCounter:
         return start + end - known
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _WatchedStream(trio.abc.Stream):
-    """The stream that trio-websocket is given; it remembers what the library does not tell."""
+    """The stream that trio-websocket is given; it remembers what the library does not tell.
+
+    It has no repr of its own: what a server has sent may hold the token.
+    """
 
     _inner: trio.abc.Stream
     _on_bytes: Callable[[int], None]

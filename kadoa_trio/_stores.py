@@ -26,8 +26,9 @@ import attrs
 import trio
 
 from ._errors import ConsumerOwnedError, CursorStoreError, OwnershipLostError
-from ._files import FileLock, identity, printable
+from ._files import FileLock, identity
 from ._ledger import Position
+from ._redact import presentable
 
 _APPLICATION_ID: Final = 0x4B61646F  # "Kado": tells SQLite files of ours from others
 _SCHEMA: Final = 1
@@ -107,7 +108,9 @@ class MemoryCursorStore:
         await trio.lowlevel.checkpoint()
         key = (team, consumer)
         if key in self._owned:
-            raise ConsumerOwnedError(f"another client in this process owns consumer {consumer!r} of team {team}")
+            raise ConsumerOwnedError(
+                f"another client in this process owns consumer {consumer!r} of team {_shown(team)}"
+            )
         self._owned.add(key)
         self._owners[key] = number = self._owners.get(key, 0) + 1
         return _MemorySession(self, key, number)
@@ -341,7 +344,7 @@ class _SQLiteSession:
             return Position.from_json(text)
         except (ValueError, RecursionError) as exc:
             raise CursorStoreError(
-                f"{self._path}: the position of consumer {self._consumer!r} cannot be read: {exc}"
+                f"{self._path}: the position of consumer {self._consumer!r} cannot be read: {_shown(str(exc))}"
             ) from None
 
     async def save(self, position: Position) -> None:
@@ -427,7 +430,7 @@ class _SQLiteSession:
                 ) from None
             if owner is not None:
                 raise ConsumerOwnedError(
-                    f"{path}: consumer {self._consumer!r} of team {self._team} is owned by {owner}"
+                    f"{path}: consumer {self._consumer!r} of team {_shown(self._team)} is owned by {_shown(owner)}"
                 )
         with _explained(path):
             before = _Identity.at(path)
@@ -502,9 +505,7 @@ class _SQLiteSession:
                 "the next save takes the ownership again",
                 checkpoint=True,
             )
-        raise OwnershipLostError(
-            f"{self._path}: consumer {self._consumer!r} was taken over by {printable(str(row[1]))}"
-        )
+        raise OwnershipLostError(f"{self._path}: consumer {self._consumer!r} was taken over by {_shown(str(row[1]))}")
 
     def _look(self) -> None:
         """Raise if what is at the path is not what was opened. Some microseconds, unless the file has changed."""
@@ -530,7 +531,7 @@ class _SQLiteSession:
             raise  # locked, for example
         except (CursorStoreError, sqlite3.DatabaseError) as exc:
             self._lose(
-                f"the file was overwritten while it was used ({str(exc).removeprefix(f'{path}: ')})",
+                f"the file was overwritten while it was used ({_shown(str(exc).removeprefix(f'{path}: '))})",
                 "it is left as it is; when it is moved away, the next save makes a new one",
             )
         self._identity = now
@@ -564,9 +565,14 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as exc:
         # Every one of these leaves the file as it was.
-        raise CursorStoreError(f"{path}: {exc}") from None
+        raise CursorStoreError(f"{path}: {_shown(str(exc))}") from None
     except OSError as exc:
         raise CursorStoreError(f"{path}: {exc.strerror or exc}") from None
+
+
+def _shown(text: str) -> str:
+    """Make what a server or a file says safe to show."""
+    return presentable(text, 200)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -634,6 +640,6 @@ def _check(path: Path) -> None:
             )
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise CursorStoreError(f"{path}: damaged: {verdict}")
+            raise CursorStoreError(f"{path}: damaged: {_shown(str(verdict))}")
     finally:
         connection.close()

@@ -13,6 +13,7 @@ import hashlib
 import re
 import ssl
 import struct
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -128,7 +129,14 @@ def chain(exc: BaseException) -> Iterator[BaseException]:
 
 
 def everything_said(exc: BaseException) -> str:
-    """Join all texts, arguments, attributes and notes in an exception's chain."""
+    """Join all that can be got out of an exception's chain: texts, arguments, attributes, notes, and what a renderer
+    of tracebacks shows of the frames and their local variables."""
     return "\n".join(
-        f"{one} {one!r} {one.args!r} {vars(one)!r} {getattr(one, '__notes__', ())!r}" for one in chain(exc)
+        f"{one} {one!r} {one.args!r} {vars(one)!r} {getattr(one, '__notes__', ())!r} {rendered(one)}"
+        for one in chain(exc)
     )
+
+
+def rendered(exc: BaseException) -> str:
+    """Render a traceback with the local variables of its frames, as tools that report errors do."""
+    return "".join(traceback.TracebackException.from_exception(exc, capture_locals=True).format())

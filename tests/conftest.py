@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
+import attrs
 import pytest
+from _loopback import everything_said
 from hypothesis import HealthCheck, settings
 
 from kadoa_trio import Realtime, open_realtime
@@ -35,3 +37,38 @@ def pair() -> Pair:
             yield kadoa, realtime
 
     return opened
+
+
+@attrs.define(repr=False)  # it stands in the frames that it searches
+class Leaks:
+    """Searches what a test has made for the secrets that it names. A run of 12 characters of one counts."""
+
+    secrets: list[str] = attrs.field(factory=list)
+
+    def guard(self, *secrets: str) -> None:
+        """Search for these from now on, and in every log record of the test."""
+        self.secrets += secrets
+
+    def search(self, *texts: str) -> None:
+        """Fail if a text holds a secret."""
+        for text in texts:
+            for secret in self.secrets:
+                size = min(len(secret), 12)
+                for start in range(len(secret) - size + 1):
+                    at = text.find(secret[start : start + size])
+                    assert at < 0, text[max(0, at - 300) : at + 100]
+
+    def search_exception(self, exc: BaseException) -> None:
+        """Fail if an exception, or a traceback of one in its chain with local variables, holds a secret."""
+        self.search(everything_said(exc))
+
+
+@pytest.fixture
+def leaks(caplog: pytest.LogCaptureFixture) -> Iterator[Leaks]:
+    """Search exceptions, and after the test every log record of any logger at any level, for secrets."""
+    caplog.set_level(1)
+    found = Leaks()
+    yield found
+    for record in caplog.get_records("call"):
+        found.search(record.getMessage(), str(vars(record)))
+    assert found.secrets, "the test names no secret"

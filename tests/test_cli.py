@@ -20,9 +20,10 @@ from typing import Any
 import _processes
 import pytest
 import trio
-from _loopback import read_head, serving
+from _loopback import accept, close_frame, frame, read_head, serving
 from _processes import Running, environment_without, finished
 
+from kadoa_trio import Position, SQLiteCursorStore
 from kadoa_trio.cli import main
 from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 
@@ -649,3 +650,110 @@ async def test_demo_is_perfect() -> None:
     assert done.returncode == 0, done.stdout.decode()
     assert b"PERFECT" in done.stdout
     assert re.search(rb"lost +0\n", done.stdout)
+
+
+# ---- nothing reaches a terminal as a server, a file or the environment wrote it ---------------------------------------
+
+HOSTILE = "\x1b]0;owned\x07\x9b31m\r\nkadoa-trio: all is well\u202e\u2028"
+
+
+def assert_presentable(written: bytes) -> None:
+    """Find no control character, and no line that something outside has forged."""
+    text = written.decode()
+    assert all(character == "\n" or character.isprintable() for character in text), text
+    for line in text.splitlines():
+        assert re.match(r"kadoa-trio: (?!all is well)|(DEBUG|INFO|WARNING|ERROR):[\w.-]+:", line), line
+
+
+@asynccontextmanager
+async def hostile_kadoa() -> AsyncIterator[dict[str, str]]:
+    """Serve tokens, and connections that are closed with a reason; every word is hostile. Give the environment."""
+    event = {"eventType": f"x{HOSTILE}", "id": f"e{HOSTILE}", "_cursor": f"1-1{HOSTILE}", "message": {"id": 1}}
+    odd: list[dict[str, object]] = [
+        {"type": "control.draining", "retryAfterMs": 60_000, "deadlineAt": HOSTILE, "connectionId": HOSTILE},
+        {"type": f"control.{HOSTILE}"},
+        {"type": HOSTILE},
+        event,
+    ]
+
+    async def token(stream: trio.abc.Stream) -> None:
+        while True:
+            await read_head(stream)
+            body = json.dumps({"access_token": "t0k3n", "team_id": f"team{HOSTILE}"}).encode()
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    async def websocket(stream: trio.abc.Stream) -> None:
+        await accept(stream, b"".join(frame(json.dumps(one).encode()) for one in odd))
+        await stream.receive_some()
+        await stream.send_all(close_frame(4001, HOSTILE))
+
+    async with serving(token) as api, serving(websocket) as port:
+        yield environment(
+            KADOA_API_KEY="key-for-tests",
+            KADOA_PUBLIC_API_URI=f"http://127.0.0.1:{api}",
+            KADOA_REALTIME_API_URI=f"http://127.0.0.1:{api}",
+            KADOA_WSS_API_URI=f"ws://127.0.0.1:{port}",
+        )
+
+
+async def test_hostile_words_of_server_and_store_are_made_presentable(tmp_path: Path) -> None:
+    path = tmp_path / "positions.db"
+    session = await SQLiteCursorStore(path).open(f"team{HOSTILE}", "default")
+    await session.save(Position(team=f"team{HOSTILE}", cursor=f"1-0{HOSTILE}"))
+    await session.aclose()
+    async with hostile_kadoa() as env:
+        for verbosity in ((), ("-vv",)):
+            async with running(*verbosity, "listen", "--store", str(path), "--limit", "2", env=env) as run:
+                await run.until(lambda run=run: b"lost" in run.err)
+                await run.end(signal.SIGINT)
+            assert_presentable(run.err)
+            assert b"resuming at 1-0 ]0;owned" in run.err
+            assert (b"ignored a frame" in run.err) == bool(verbosity)
+
+
+async def test_hostile_words_of_a_webhook_are_made_presentable(tmp_path: Path) -> None:
+    async def webhook(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        body = json.dumps({"error": HOSTILE}).encode()
+        await stream.send_all(
+            b"HTTP/1.1 500 No\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+        )
+
+    async with hostile_kadoa() as env, serving(webhook) as port:
+        letters = str(tmp_path / "dead")
+        arguments = ["forward", f"http://127.0.0.1:{port}/", "--no-store", "--max-attempts", "1", "--limit", "1"]
+        async with running("-vv", *arguments, "--dead-letters", letters, env=env) as run:
+            assert await run.end() == 0
+    assert_presentable(run.err)
+    assert b"attempt 1 failed" in run.err
+
+
+async def test_hostile_words_of_the_environment_are_made_presentable() -> None:
+    env = environment(KADOA_API_KEY="key-for-tests")
+    for name, value in (
+        ("KADOA_PUBLIC_API_URI", f"http://x{HOSTILE}.example"),
+        ("KADOA_WSS_API_URI", "ws://\x9b31m.example"),
+    ):
+        done = await finish("listen", env={**env, name: value})
+        assert done.returncode == 2
+        assert_presentable(done.stderr)
+
+
+async def test_hostile_owner_of_a_consumer_is_made_presentable(tmp_path: Path) -> None:
+    session = await SQLiteCursorStore(tmp_path / "positions.db").open(f"team{HOSTILE}", "default")
+    (lock,) = tmp_path.glob("*.lock")
+    lock.write_text(HOSTILE)
+    async with hostile_kadoa() as env:
+        done = await finish("listen", "--store", str(tmp_path / "positions.db"), env=env)
+    assert done.returncode == 1
+    assert b"is owned by" in done.stderr
+    assert_presentable(done.stderr)
+    await session.aclose()
+
+
+async def test_hostile_words_are_made_presentable_by_the_doctor() -> None:
+    async with hostile_kadoa() as env:
+        done = await finish("doctor", "--no-test-event", env=env)
+    text = (done.stdout + done.stderr).decode()
+    assert all(character == "\n" or character.isprintable() for character in text), text
+    assert "for team team ]0;owned" in text

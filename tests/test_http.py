@@ -29,11 +29,20 @@ from kadoa_trio._errors import (
     AuthenticationError,
     ConfigurationError,
     ForeignError,
+    InternalError,
     KadoaError,
     ProtocolError,
     RequestRefusedError,
 )
-from kadoa_trio._http import MAX_ANSWER, HttpClient, Token, censor, open_http, parse_retry_after, presentable
+from kadoa_trio._http import (
+    MAX_ANSWER,
+    HttpClient,
+    Token,
+    open_http,
+    open_webhooks,
+    parse_retry_after,
+)
+from kadoa_trio._redact import Secret, censor, presentable
 from kadoa_trio._settings import Endpoints, Settings
 
 KEY = "tk-0f8b1c2d-s3cr3t/k3y+for=tests"
@@ -91,7 +100,7 @@ def plain(port: int, **options: Any) -> Settings:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[HttpClient]:
     with trio.fail_after(20):
-        async with open_http(api_key=KEY, settings=settings, wall_clock=lambda: NOW) as client:
+        async with open_http(api_key=Secret(KEY), settings=settings, wall_clock=lambda: NOW) as client:
             yield client
 
 
@@ -130,7 +139,7 @@ async def test_request_is_the_documented_one() -> None:
         return httpx.Response(200, content=GOOD)
 
     async with opened(mocked(answer)) as client:
-        assert await client.fetch_token() == Token("t0k3n", "team-1")
+        assert await client.fetch_token() == Token(Secret("t0k3n"), "team-1")
     (request,) = seen
     assert (request.method, str(request.url)) == ("POST", "https://api.kadoa.com/v4/oauth2/token")
     assert request.headers["x-api-key"] == KEY
@@ -148,7 +157,7 @@ async def test_every_token_is_a_fresh_one_over_one_connection() -> None:
             await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
     async with serving(handler) as port, opened(plain(port)) as client:
-        assert [(await client.fetch_token()).access_token for _ in range(3)] == ["t1", "t2", "t3"]
+        assert [(await client.fetch_token()).access_token.reveal() for _ in range(3)] == ["t1", "t2", "t3"]
     assert all(KEY.encode() in head for head in heads)
 
 
@@ -157,15 +166,15 @@ async def test_token_over_tls() -> None:
     async with serving(answering(data), tls=server_tls("127.0.0.1")) as port:
         endpoints = Endpoints(public_api=f"https://127.0.0.1:{port}")
         async with opened(Settings(endpoints=endpoints, ssl_context=trusting_tls())) as client:
-            assert await client.fetch_token() == Token("t0k3n", "team-1")
+            assert await client.fetch_token() == Token(Secret("t0k3n"), "team-1")
         error = await failure(Settings(endpoints=endpoints))
     assert isinstance(error, AttemptError)
     assert "certificate refused" in error.reason
 
 
 def test_token_and_client_hide_their_secrets() -> None:
-    assert "hush" not in repr(Token("hush", "team-1"))
-    assert KEY not in repr(HttpClient(httpx.AsyncClient(), KEY, Settings(), lambda: NOW))
+    assert "hush" not in repr(Token(Secret("hush"), "team-1"))
+    assert KEY not in repr(HttpClient(httpx.AsyncClient(), Secret(KEY), Settings(), lambda: NOW))
 
 
 # --- what answers mean ---
@@ -280,9 +289,9 @@ async def test_words_of_the_server_are_made_safe(body: bytes, shown: str) -> Non
 
 def test_cut_never_uncovers_a_secret() -> None:
     for padding in range(20, 60):
-        assert_no_secret(presentable("x" * padding + KEY, 64, KEY))
-    assert censor("", KEY) == ""
-    assert censor("nothing to hide", KEY, "") == "nothing to hide"
+        assert_no_secret(presentable("x" * padding + KEY, 64, Secret(KEY)))
+    assert censor("", Secret(KEY)) == ""
+    assert censor("nothing to hide", Secret(KEY), Secret("")) == "nothing to hide"
 
 
 # --- faults of the network ---
@@ -446,7 +455,7 @@ async def test_cancelling_lets_go_at_once_and_the_client_still_works() -> None:
             await waiting.wait()
             nursery.cancel_scope.cancel()
         await gone.wait()
-        assert await client.fetch_token() == Token("t0k3n", "team-1")
+        assert await client.fetch_token() == Token(Secret("t0k3n"), "team-1")
 
 
 async def test_fetching_is_a_checkpoint() -> None:
@@ -478,8 +487,10 @@ async def test_records_outside_of_our_requests_pass_untouched(logs: pytest.LogCa
 
 @pytest.mark.parametrize("key", ["", " ", f" {KEY}", f"{KEY}\n", f"{KEY}\r\nx: y", f"{KEY}é", f"{KEY}\x00"])
 async def test_key_that_cannot_stand_in_a_header_is_refused_unseen(key: str) -> None:
+    given = Secret(key)
+    del key  # the traceback shows this frame, too
     with pytest.raises(ConfigurationError) as caught:
-        async with open_http(api_key=key, settings=mocked(saying(200, GOOD)), wall_clock=lambda: NOW):
+        async with open_http(api_key=given, settings=mocked(saying(200, GOOD)), wall_clock=lambda: NOW):
             pytest.fail("opened")
     assert_clean(caught.value)
 
@@ -487,9 +498,26 @@ async def test_key_that_cannot_stand_in_a_header_is_refused_unseen(key: str) -> 
 async def test_unusable_proxy_is_a_configuration_error_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", f"gopher://user:{KEY}@proxy")
     with pytest.raises(ConfigurationError) as caught:
-        async with open_http(api_key=KEY, settings=Settings(), wall_clock=lambda: NOW):
+        async with open_http(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
             pytest.fail("opened")
     assert_clean(caught.value)
+
+
+async def test_unexpected_exception_of_the_library_is_a_bug_without_its_traceback() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise LookupError(f"odd {KEY}")
+
+    error = await failure(mocked(answer))
+    assert isinstance(error, InternalError)
+    assert "please report it" in str(error)
+
+
+@pytest.mark.parametrize("query", ["key=a b^c d", "key=wörd", 'k="a" {b}', "key=my%20key", "key=a+b c&v=1"])
+async def test_query_of_a_webhook_is_hidden_as_it_is_sent(query: str) -> None:
+    url = f"http://127.0.0.1:1/hook?{query}"
+    async with open_webhooks(settings=Settings(), url=Secret(url), direct=True, wall_clock=lambda: NOW) as client:
+        assert client.censor(f"POST {httpx.URL(url)} failed") == "POST http://127.0.0.1:1/hook?[secret] failed"
+        assert client.censor(f"POST {url} failed") == "POST http://127.0.0.1:1/hook?[secret] failed"
 
 
 async def test_error_in_the_block_comes_out_bare() -> None:

@@ -126,7 +126,8 @@ async def test_refusals_have_their_kinds(status: int, kind: type[Exception]) -> 
         ):
             with pytest.raises(kind) as caught:
                 await call()
-            assert kadoa.api_key not in everything_said(caught.value)
+            said = everything_said(caught.value)
+            assert kadoa.api_key not in said
             assert caught.value.step == "notifications"  # type: ignore[attr-defined]
 
 

@@ -24,6 +24,7 @@ PACKAGE = Path(kadoa_trio.__file__).parent
 ROOMS = [
     "_version",
     "_contexts",
+    "_redact",
     "_errors",
     "_backoff",
     "_settings",

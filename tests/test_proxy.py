@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
-import re
 
 import pytest
 import trio
-from _loopback import accept, everything_said, frame, read_head, server_tls, serving, trusting_tls
+from _loopback import accept, frame, read_head, server_tls, serving, trusting_tls
+from conftest import Leaks
 
 from kadoa_trio import Endpoints, diagnose
 from kadoa_trio._errors import AttemptError
-from kadoa_trio._proxy import Proxy, find_proxy
+from kadoa_trio._proxy import Proxy, ProxyError, find_proxy, open_tunnel, proxy_secrets
+from kadoa_trio._redact import Secret, censor
 from kadoa_trio._settings import Settings
 from kadoa_trio._socket import open_socket
 
@@ -60,9 +61,27 @@ def test_credentials_are_in_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", f"http://me:{PASSWORD.replace('/', '%2F')}@p:3128")
     found = find_proxy("wss", "realtime.kadoa.com")
     assert found is not None
-    assert found.authorization == b"Basic " + base64.b64encode(f"me:{PASSWORD}".encode())
+    encoded = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+    assert found.authorization == Secret(f"Basic {encoded}")
     assert PASSWORD not in repr(found) + str(found)
     assert "Basic" not in repr(found)
+
+
+def test_credentials_that_are_no_text_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://me:p\udcff%2Fw@p:3128")
+    found = find_proxy("wss", "realtime.kadoa.com")
+    assert found is not None
+    assert found.authorization == Secret("Basic " + base64.b64encode(b"me:p\xff/w").decode())
+
+
+def test_all_credentials_of_the_environment_are_known_as_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert proxy_secrets() == ()
+    monkeypatch.setenv("https_proxy", f"http://me:{PASSWORD.replace('/', '%2F')}@p:3128")
+    monkeypatch.setenv("http_proxy", "p")
+    monkeypatch.setenv("all_proxy", "socks5://you:other-password@p")
+    encoded = [base64.b64encode(one.encode()).decode() for one in (f"me:{PASSWORD}", "you:other-password")]
+    text = " ".join([PASSWORD, PASSWORD.replace("/", "%2F"), "other-password", *encoded])
+    assert censor(text, *proxy_secrets()) == "[secret] [secret] [secret] [secret] [secret]"
 
 
 class HttpProxy:
@@ -95,7 +114,7 @@ async def websocket(stream: trio.abc.Stream) -> None:
 
 
 def open_through(url: str, **options: object):  # type: ignore[no-untyped-def]  # as open_socket
-    return open_socket(url, token="t0k3n", settings=Settings(**options), on_bytes=lambda _n: None)  # type: ignore[arg-type]
+    return open_socket(url, token=Secret("t0k3n"), settings=Settings(**options), on_bytes=lambda _n: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.sockets
@@ -129,8 +148,10 @@ async def test_websocket_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch, s
     ],
 )
 async def test_proxy_that_refuses_is_a_failed_attempt(
-    monkeypatch: pytest.MonkeyPatch, answer: bytes, words: str
+    monkeypatch: pytest.MonkeyPatch, leaks: Leaks, answer: bytes, words: str
 ) -> None:
+    leaks.guard(PASSWORD, base64.b64encode(f"me:{PASSWORD}".encode()).decode())
+
     async def refuse(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(answer)
@@ -142,8 +163,26 @@ async def test_proxy_that_refuses_is_a_failed_attempt(
                 raise AssertionError("it is open")
     assert caught.value.step == "connect"
     assert words in caught.value.reason
-    assert PASSWORD not in everything_said(caught.value)
-    assert not re.search(base64.b64encode(PASSWORD.encode()).decode()[:10], everything_said(caught.value))
+    leaks.search_exception(caught.value)
+
+
+@pytest.mark.sockets
+async def test_fault_of_a_tunnel_shows_no_credentials(monkeypatch: pytest.MonkeyPatch, leaks: Leaks) -> None:
+    leaks.guard(PASSWORD, base64.b64encode(f"me:{PASSWORD}".encode()).decode())
+
+    async def refuse(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        await stream.send_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(refuse) as at:
+        monkeypatch.setenv("https_proxy", f"http://me:{PASSWORD.replace('/', '%2F')}@localhost:{at}")
+        proxy = find_proxy("wss", "far.example")
+        assert proxy is not None
+        # The second one cannot be asked for.
+        for host, words in (("far.example", "answered HTTP 403"), ("far\x00example", "cannot be asked for")):
+            with trio.fail_after(60), pytest.raises(ProxyError, match=words) as caught:
+                await open_tunnel(proxy, host, 443, trusting_tls)
+            leaks.search_exception(caught.value)
 
 
 @pytest.mark.sockets
@@ -176,4 +215,4 @@ async def test_diagnosis_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_proxies_have_short_names() -> None:
-    assert str(Proxy("p", 3128, False, b"Basic x")) == "p:3128"
+    assert str(Proxy("p", 3128, False, Secret("Basic x"))) == "p:3128"

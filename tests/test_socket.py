@@ -35,6 +35,7 @@ from _loopback import (
 )
 
 from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
+from kadoa_trio._redact import Secret
 from kadoa_trio._settings import CLOSE_TIMEOUT, Endpoints, Settings
 from kadoa_trio._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
 
@@ -71,7 +72,7 @@ def dial(port: int, *, secure: bool = False, path: str = "", host: str = "127.0.
     on_bytes = options.pop("on_bytes", no_bytes)
     options.setdefault("handshake_timeout", PATIENCE)
     settings = Settings(endpoints=Endpoints(websocket=url), **options)
-    return open_socket(url, token=TOKEN, settings=settings, on_bytes=on_bytes, wall_clock=lambda: NOW)
+    return open_socket(url, token=Secret(TOKEN), settings=settings, on_bytes=on_bytes, wall_clock=lambda: NOW)
 
 
 async def opening_fails(opening: AbstractAsyncContextManager[Socket]) -> KadoaError:
@@ -709,7 +710,7 @@ class MemoryNetwork:
         self, url: str = "ws://localhost", on_bytes: Callable[[int], None] = no_bytes, **options: Any
     ) -> AbstractAsyncContextManager[Socket]:
         settings = Settings(endpoints=Endpoints(websocket=url, network=self), **options)
-        return open_socket(url, token=TOKEN, settings=settings, on_bytes=on_bytes, wall_clock=lambda: NOW)
+        return open_socket(url, token=Secret(TOKEN), settings=settings, on_bytes=on_bytes, wall_clock=lambda: NOW)
 
     def assert_closed(self) -> None:
         assert [stream.open for stream in self.streams] == [False] * len(self.streams)

@@ -16,7 +16,6 @@ from rich.text import Text
 from .._channel import EventChannelStatistics
 from .._client import Realtime, RealtimeStatistics
 from .._events import Event
-from .._http import presentable
 from .._notices import (
     AttemptStarted,
     Connected,
@@ -28,6 +27,7 @@ from .._notices import (
     State,
     Subscribed,
 )
+from .._redact import presentable
 from ._output import event_line, worth_telling
 
 MIN_SPAN: Final = 15.0

@@ -11,6 +11,7 @@ import trio
 
 from .._client import open_realtime
 from .._events import Event
+from .._redact import Secret, revealed
 from .._stores import SQLiteCursorStore
 from ._output import Output, Summary, event_line, tell
 
@@ -21,7 +22,7 @@ Format = Literal["auto", "text", "json"]
 class Source:
     """Which events a command takes, and where it goes on."""
 
-    api_key: str | None = None
+    api_key: Secret | None = None
     types: tuple[str, ...] = ()
     workflows: tuple[str, ...] = ()
     since_cursor: str | None = None
@@ -59,7 +60,7 @@ async def follow(
     """
     summary = Summary()
     async with (
-        open_realtime(source.api_key, **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
+        open_realtime(revealed(source.api_key), **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(tell, realtime)

@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 import click
 from click.shell_completion import get_completion_class
 
+from .._redact import Secret
 from .._version import __version__
 from ..testing import Schedule
 from . import _demo, _forward, _listen, _setup, _simulate, _watch
 from ._listen import Source
+from ._output import LogFormatter
 from ._run import explain, run
 
 _EPILOG = """\b
@@ -67,7 +69,9 @@ def kadoa_trio_command(verbose: int) -> None:
     argument, which every user of the machine could read.
     """
     if verbose:
-        logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if verbose > 1 else logging.INFO)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(LogFormatter(logging.BASIC_FORMAT))
+        logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose > 1 else logging.INFO)
     else:
         # The commands tell what the log would say.
         logging.getLogger("kadoa_trio").addHandler(logging.NullHandler())
@@ -76,7 +80,7 @@ def kadoa_trio_command(verbose: int) -> None:
 # ---- options that several commands have ----------------------------------------------------------------------------
 
 
-def _read_key_file(_ctx: click.Context, _param: click.Parameter, path: str | None) -> str | None:
+def _read_key_file(_ctx: click.Context, _param: click.Parameter, path: str | None) -> Secret | None:
     if path is None:
         return None
     try:
@@ -84,8 +88,9 @@ def _read_key_file(_ctx: click.Context, _param: click.Parameter, path: str | Non
     except (OSError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not text"
         raise click.BadParameter(f"{path}: {reason}") from None
-    key = text.strip()
-    if not key:
+    key = Secret(text.strip())
+    del text
+    if not key.reveal():
         raise click.BadParameter(f"{path} is empty")
     return key
 
@@ -117,7 +122,7 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
-def _need_key(api_key: str | None) -> None:
+def _need_key(api_key: Secret | None) -> None:
     if api_key is None and not os.environ.get("KADOA_API_KEY"):
         raise click.UsageError("no API key: set KADOA_API_KEY, or name a file with --api-key-file")
 
@@ -140,7 +145,7 @@ def _need_key(api_key: str | None) -> None:
     help="Text is for people, json is one object a line; auto is text in a terminal.",
 )
 def listen(
-    api_key: str | None,
+    api_key: Secret | None,
     types: tuple[str, ...],
     workflows: tuple[str, ...],
     since_cursor: str | None,
@@ -178,7 +183,7 @@ def listen(
 
 @kadoa_trio_command.command()
 @_options(_api_key, _types, _workflows)
-def watch(api_key: str | None, types: tuple[str, ...], workflows: tuple[str, ...]) -> int:
+def watch(api_key: Secret | None, types: tuple[str, ...], workflows: tuple[str, ...]) -> int:
     """Show connections, rates, latency, buffer, events and notices, in the whole terminal.
 
     It only looks on: nothing is kept, and nothing acknowledged.
@@ -220,7 +225,7 @@ def watch(api_key: str | None, types: tuple[str, ...], workflows: tuple[str, ...
 @_limit
 def forward(
     url: str,
-    api_key: str | None,
+    api_key: Secret | None,
     types: tuple[str, ...],
     workflows: tuple[str, ...],
     store: str | None,
@@ -287,7 +292,7 @@ def forward(
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
 @_json
 def setup(
-    api_key: str | None,
+    api_key: Secret | None,
     events: tuple[str, ...],
     workflows: tuple[str, ...],
     enable: bool,
@@ -314,7 +319,7 @@ def setup(
 @_api_key
 @click.option("--workflow", metavar="ID", help="The workflow that the event is about.")
 @_json
-def send_test(event_type: str, api_key: str | None, workflow: str | None, as_json: bool) -> int:
+def send_test(event_type: str, api_key: Secret | None, workflow: str | None, as_json: bool) -> int:
     """Have Kadoa send a mock event to all channels of its type; print its id.
 
     \b
@@ -339,7 +344,7 @@ def send_test(event_type: str, api_key: str | None, workflow: str | None, as_jso
 )
 @_json
 def doctor(
-    api_key: str | None, event: str, workflow: str | None, no_test_event: bool, timeout: float, as_json: bool
+    api_key: Secret | None, event: str, workflow: str | None, no_test_event: bool, timeout: float, as_json: bool
 ) -> int:
     """Find out why no events come: every step, its time, a verdict, and what to do next.
 

@@ -13,8 +13,8 @@ import trio
 
 from .._client import Realtime
 from .._events import Event, Message, WorkflowDataChange, WorkflowFailed, WorkflowFinished, WorkflowRecovered
-from .._http import presentable
 from .._notices import Notice
+from .._redact import presentable
 
 _COLOURS = {
     "workflow_failed": "red",
@@ -24,9 +24,20 @@ _COLOURS = {
 }
 
 
+_MAX_LINE = 2_000
+
+
 def say(text: str) -> None:
-    """Tell something on stderr, in one line."""
-    print(f"kadoa-trio: {text}", file=sys.stderr, flush=True)
+    """Tell something on stderr, in one line: nothing in *text* reaches a terminal as a server or a file wrote it."""
+    print(f"kadoa-trio: {presentable(text, _MAX_LINE)}", file=sys.stderr, flush=True)
+
+
+class LogFormatter(logging.Formatter):
+    """Keeps the message of a record in one printable line; libraries below log what servers send."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Format a record without its traceback, which is ours and keeps its lines."""
+        return presentable(super().formatMessage(record), _MAX_LINE)
 
 
 def colours(descriptor: int) -> bool:

@@ -9,8 +9,8 @@ import click
 import trio
 
 from .._diagnosis import Diagnosis, DiagnosisStep, Verdict, diagnose
-from .._http import presentable
 from .._notifications import open_notifications
+from .._redact import Secret, presentable, revealed
 from .._streaming import StreamingPlan, apply_plan, plan_streaming
 from ._output import colours, say
 
@@ -23,7 +23,7 @@ _MARKS = {
 
 
 async def setup(
-    api_key: str | None,
+    api_key: Secret | None,
     events: Sequence[str],
     workflows: Sequence[str],
     *,
@@ -32,7 +32,7 @@ async def setup(
     as_json: bool,
 ) -> int:
     """Make what is missing; tell what was done, or would be."""
-    async with open_notifications(api_key) as notifications:
+    async with open_notifications(revealed(api_key)) as notifications:
         plan = await plan_streaming(notifications, events, workflows, enable=enable)
         channel = plan.channel
         if not dry_run:
@@ -63,9 +63,9 @@ def _plan_as_json(plan: StreamingPlan, *, dry_run: bool, channel: str | None) ->
     }
 
 
-async def send_test(api_key: str | None, event_type: str, workflow: str | None, *, as_json: bool) -> int:
+async def send_test(api_key: Secret | None, event_type: str, workflow: str | None, *, as_json: bool) -> int:
     """Have Kadoa send a mock event; print its id."""
-    async with open_notifications(api_key) as notifications:
+    async with open_notifications(revealed(api_key)) as notifications:
         event_id = await notifications.send_test(event_type, workflow_id=workflow)
     if as_json:
         click.echo(json.dumps({"eventType": event_type, "workflowId": workflow, "eventId": event_id}))
@@ -75,7 +75,7 @@ async def send_test(api_key: str | None, event_type: str, workflow: str | None, 
 
 
 async def doctor(
-    api_key: str | None, *, test_event: str | None, workflow: str | None, timeout: float, as_json: bool
+    api_key: Secret | None, *, test_event: str | None, workflow: str | None, timeout: float, as_json: bool
 ) -> int:
     """Look at every step of a connection; the exit code is 1 if one fails."""
     coloured = colours(1)
@@ -89,7 +89,7 @@ async def doctor(
         took = f"{step.seconds:6.2f} s" if step.verdict is not Verdict.SKIPPED else " " * 8
         click.echo(f"{mark} {step.name:<12} {took}  {presentable(step.detail, 300)}")
         if step.advice:
-            click.echo(f"{'':<25}{step.advice}")
+            click.echo(f"{'':<25}{presentable(step.advice, 500)}")
 
     if test_event is not None and not as_json:
         say(
@@ -97,7 +97,7 @@ async def doctor(
         )
     began = trio.current_time()
     diagnosis = await diagnose(
-        api_key,
+        revealed(api_key),
         test_event=test_event,
         workflow_id=workflow,
         heartbeat_timeout=timeout,

@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 
 from .._client import Realtime, open_realtime
+from .._redact import revealed
 from ._board import Board
 from ._listen import Source
 from ._output import Summary
@@ -38,7 +39,7 @@ async def watch(source: Source) -> int:
     if not sys.stdout.isatty():
         raise click.UsageError("watch needs a terminal; `kadoa-trio listen` writes to pipes and files")
     summary = Summary()
-    async with open_realtime(source.api_key, **source.options()) as realtime:  # type: ignore[arg-type]  # see options()
+    async with open_realtime(revealed(source.api_key), **source.options()) as realtime:  # type: ignore[arg-type]  # see options()
         board = Board(trio.current_time())
         try:
             async with drawing(board, realtime, screen=True), trio.open_nursery() as nursery:
