@@ -7,6 +7,9 @@ network fault, and how text from a server is made safe to show.
 httpx's exceptions hold the request and with it the API key; none of them is
 kept or chained. Its loggers, and those of the library below it, repeat what
 the server sent, so records made during our requests are censored.
+
+No answer is ever decompressed: none is asked to be compressed, and one that
+is compressed all the same is not read.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import re
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -241,7 +244,7 @@ class HttpClient:
                     self._build(method, url, with_key, content, params, headers), stream=True
                 )
                 try:
-                    await answer.read(response)
+                    await answer.read(response, *self._secrets)
                 finally:
                     await response.aclose()
             except Exception as exc:
@@ -291,6 +294,13 @@ class HttpClient:
     def _body(self, step: Step, answer: _Answer, timeout: float, *, final: bool) -> bytes:
         """Give the body of a success; raises as `_check` does."""
         self._check(step, answer, timeout, final=final)
+        if answer.encoding:
+            raise ProtocolError(
+                step,
+                f"the answer was not read because it is compressed (Content-Encoding: {answer.encoding}), and the "
+                "request asked for identity",
+                status=answer.status,
+            )
         return bytes(answer.body)
 
     def _refusal(self, step: Step, answer: _Answer, status: int, *, final: bool) -> KadoaError:
@@ -314,20 +324,27 @@ class _Answer:
     limit: int = attrs.field(repr=False)
     status: int | None = None
     retry_after: str | None = attrs.field(default=None, repr=False)
+    encoding: str = attrs.field(default="", repr=False)
+    """The ``Content-Encoding``, if it is one that was not asked for; the body is not read then."""
     body: bytearray = attrs.field(factory=bytearray, repr=False)
     complete: bool = False
     fault: str | None = attrs.field(default=None, repr=False)
     cause: ForeignError | None = attrs.field(default=None, repr=False)
     is_bug: bool = False
 
-    async def read(self, response: httpx.Response) -> None:
+    async def read(self, response: httpx.Response, *secrets: Secret) -> None:
         self.status = response.status_code
         self.retry_after = response.headers.get("retry-after")
+        self.encoding = unwanted_encoding(response.headers.get("content-encoding"), *secrets)
+        if self.encoding:
+            self.complete = True
+            return
         grace = trio.CancelScope()
         if self.status >= 300:
             grace.deadline = trio.current_time() + REFUSAL_GRACE
         with grace:
-            async for chunk in response.aiter_bytes():
+            # As it was sent: httpx's own methods decompress, without a limit.
+            async for chunk in cast("AsyncIterable[bytes]", response.stream):
                 self.body += chunk[: self.limit - len(self.body)]
                 if len(self.body) >= self.limit:
                     # Leaving the loop would leave httpx's generators to the garbage collector; a cancellation ends them.
@@ -340,6 +357,12 @@ def _as_json(body: object) -> bytes | None:
     if body is None:
         return None
     return (body.reveal() if isinstance(body, Secret) else json.dumps(body)).encode()
+
+
+def unwanted_encoding(value: str | None, *secrets: Secret) -> str:
+    """Give the value of a ``Content-Encoding`` header, made safe to show, unless the body is sent as it is."""
+    names = {name.strip().lower() for name in (value or "").split(",")}
+    return presentable(value or "", 60, *secrets) or "?" if names - {"", "identity"} else ""
 
 
 @async_context

@@ -59,6 +59,7 @@ from ._http import (
     describe,
     parse_retry_after,
     server_message,
+    unwanted_encoding,
 )
 from ._proxy import find_proxy, open_tunnel, proxy_secrets
 from ._redact import Secret, presentable
@@ -70,6 +71,7 @@ _RECEIVE_BUFFER: Final = 256 * 1024
 # Small while the handshake lasts: a refusal's body may come in pieces of a byte, each an event of the library.
 _HANDSHAKE_BUFFER: Final = 4 * 1024
 _MAX_HEAD: Final = 32 * 1024
+"""Maximum bytes of the answer to the upgrade that are read, with the body of a refusal."""
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")  # as h11 finds the end of a head
 # The library handles all frames of what it is given at once, mostly without a checkpoint, at some 25 µs each.
 _FRAMES_AT_ONCE: Final = 64
@@ -363,7 +365,8 @@ def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Call
         status, headers, body = answer
         if isinstance(reader.fault, trio_websocket.ConnectionRejected) and reader.fault.body:
             body = reader.fault.body
-        message = server_message(body, *reader.secrets)
+        compressed = unwanted_encoding(headers.get("Content-Encoding"))
+        message = "" if compressed else server_message(body, *reader.secrets)
         if status in (401, 403):
             return AuthenticationError("handshake", status, message)
         reason = f"HTTP {status}: {message}" if message else f"HTTP {status}"
@@ -541,7 +544,9 @@ class _WatchedStream(trio.abc.Stream):
             return self._next_piece()
         self._chunk, self._given = b"", 0
         if self._frames is None and not self._is_open and len(self.head) >= _MAX_HEAD:
-            return b""  # more of a refusal than anybody reads
+            # The library would keep all of a refusal; for the library this is the end of the stream.
+            await trio.lowlevel.checkpoint()
+            return b""
         try:
             data = await self._inner.receive_some(max_bytes if self._frames is not None else _HANDSHAKE_BUFFER)
         except trio.BrokenResourceError as exc:

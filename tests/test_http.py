@@ -7,10 +7,12 @@ test: the key is in no log record of any logger at any level.
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import socket as stdlib_socket
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -415,6 +417,89 @@ async def test_endless_answer_is_read_to_the_limit_only() -> None:
     assert isinstance(error, ProtocolError)
     # What the kernel's buffers swallowed is not ours; without a limit all of it would have gone.
     assert sent < 200 * MAX_ANSWER
+
+
+def bomb(size: int) -> bytes:
+    """Compress *size* zeros twice: a few hundred bytes."""
+    data = b"\0" * size
+    for _ in range(2):
+        data = gzip.compress(data, 9)
+    return data
+
+
+class CountedBody(httpx.AsyncByteStream):
+    """A body that counts how often a part of it was asked for."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.reads = 0
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.reads += 1
+        yield self.content
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "gzip", "DEFLATE", "br", "zstd", "identity, gzip", "x-odd", ";"])
+async def test_compressed_answer_is_refused_unread(encoding: str) -> None:
+    body = CountedBody(bomb(1_000_000))
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=body, headers={"content-encoding": encoding})
+
+    error = await failure(mocked(answer))
+    assert isinstance(error, ProtocolError)
+    assert f"compressed (Content-Encoding: {encoding})" in error.reason
+    assert (body.reads, body.closed) == (0, True)
+
+
+async def test_compressed_refusal_is_known_by_its_status() -> None:
+    body = CountedBody(gzip.compress(b'{"error": "no such key"}'))
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(401, stream=body, headers={"content-encoding": "gzip"})
+
+    error = await failure(mocked(answer))
+    assert isinstance(error, AuthenticationError)
+    assert (error.status, error.server_message, body.reads) == (401, "", 0)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "", " Identity ,"])
+async def test_uncompressed_answer_may_say_so(encoding: str) -> None:
+    async with opened(mocked(saying(200, GOOD, content_encoding=encoding))) as client:
+        assert (await client.fetch_token()).team_id == "team-1"
+
+
+async def test_compressed_success_of_a_request_without_an_answer_is_a_success() -> None:
+    body = CountedBody(bomb(1_000_000))
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=body, headers={"content-encoding": "gzip, gzip"})
+
+    async with opened(mocked(answer)) as client:
+        await client.acknowledge("e1")
+    assert body.reads == 0
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+async def test_decompression_bomb_takes_no_memory(status: int) -> None:
+    size = 100_000_000
+    data = bomb(size)
+    assert len(data) < size / 10_000
+    head = b"HTTP/1.1 %d X\r\nContent-Encoding: gzip, gzip\r\nContent-Length: %d\r\n\r\n" % (status, len(data))
+    async with serving(answering(head + data)) as port, opened(plain(port)) as client:
+        tracemalloc.start()
+        try:
+            with pytest.raises(KadoaError) as caught:
+                await client.fetch_token()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert_clean(caught.value)
+    assert peak < size / 20
 
 
 async def test_redirect_is_not_followed() -> None:

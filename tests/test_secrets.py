@@ -8,6 +8,7 @@ notices, the state, and every log record of any logger at any level.
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -121,6 +122,11 @@ FAULTS: dict[str, tuple[Handler, Handler, type[KadoaError]]] = {
     "token 500": (says(b"500 " + KEY.encode(), KEY_ECHO), hangs, ConnectionFailedError),
     "token of no team": (says(b"200 OK", json.dumps({"access_token": TOKEN}).encode()), hangs, ConnectionFailedError),
     "token that is no JSON": (says(b"200 OK", KEY_ECHO[1:]), hangs, ConnectionFailedError),
+    "token compressed": (
+        says(b"200 OK", gzip.compress(KEY_ECHO), b"Content-Encoding: gzip, " + KEY.encode()),
+        hangs,
+        ConnectionFailedError,
+    ),
     "token answer cut": (cuts, hangs, ConnectionFailedError),
     "token echoed": (echoes, hangs, ConnectionFailedError),
     "token hangs": (hangs, hangs, ConnectionFailedError),

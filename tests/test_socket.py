@@ -7,6 +7,7 @@ of any logger at any level.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import socket as stdlib_socket
 import struct
@@ -32,6 +33,7 @@ from _loopback import (
     server_tls,
     serving,
     trusting_tls,
+    upgrade,
 )
 
 from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
@@ -243,6 +245,55 @@ async def test_refusal_whose_body_stalls_keeps_its_status() -> None:
     error = await answered(b"HTTP/1.1 403 No\r\nContent-Length: 1000\r\n\r\nnot yours", then_close=False)
     assert isinstance(error, AuthenticationError)
     assert (error.status, error.server_message) == (403, "not yours")
+
+
+async def test_compressed_refusal_is_known_by_its_status() -> None:
+    body = gzip.compress(b'{"error": "token expired"}')
+    error = await answered(
+        b"HTTP/1.1 401 No\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    assert isinstance(error, AuthenticationError)
+    assert (error.status, error.server_message) == (401, "")
+
+
+async def test_refusal_without_end_is_read_to_the_limit_only(autojump_clock: trio.testing.MockClock) -> None:
+    sent = 0
+
+    async def server(stream: trio.abc.Stream) -> None:
+        nonlocal sent
+        await read_head(stream)
+        await stream.send_all(b"HTTP/1.1 503 Busy\r\nRetry-After: 3\r\n\r\nback soon")
+        # Bounded by the client only: it does not take another step before it has read what is there.
+        while True:
+            await stream.send_all(b" " * 10_000)
+            sent += 10_000
+            await trio.testing.wait_all_tasks_blocked()
+
+    network = MemoryNetwork(server)
+    async with network.running():
+        error = await opening_fails(network.open(handshake_timeout=30))
+    assert isinstance(error, AttemptError)
+    assert (error.status, error.retry_after, error.reason) == (503, 3.0, "HTTP 503: back soon")
+    assert sent < 200_000
+    network.assert_closed()
+
+
+async def test_compression_that_was_not_offered_is_no_handshake() -> None:
+    # With it a message of a few kilobytes could grow into gigabytes.
+    async def handler(stream: trio.abc.Stream) -> None:
+        answer = upgrade(await read_head(stream)).removesuffix(b"\r\n")
+        await stream.send_all(answer + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+        await trio.sleep_forever()
+
+    async with serving(handler) as port:
+        error = await opening_fails(dial(port))
+    assert isinstance(error, ProtocolError)
+    assert error.step == "handshake"
+
+
+async def test_compressed_frame_ends_the_socket() -> None:
+    end = await ended_by(bytes([0x81 | 0x40, 3]) + b"abc")
+    assert (end.kind, end.code) == (EndKind.PROTOCOL, 1002)
 
 
 async def test_stalled_refusal_does_not_cost_the_whole_timeout(autojump_clock: trio.testing.MockClock) -> None:
