@@ -50,7 +50,7 @@ from ._errors import (
 from ._events import parse_json
 from ._proxy import proxy_secrets
 from ._redact import Secret, censor, presentable
-from ._settings import CLOSE_TIMEOUT, Settings, fits_header
+from ._settings import CLOSE_TIMEOUT, Endpoints, Settings, fits_header, is_loopback
 
 MAX_ANSWER = 64 * 1024
 """An answer longer than this is not read further, in bytes. The documented one has a few hundred."""
@@ -392,7 +392,10 @@ async def open_http(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     else:
         context = settings.ssl_context or default_ssl_context()
-    async with _open_client(context, cast("httpx.AsyncBaseTransport | None", transport)) as client:
+    direct, loopback = _loopback_hosts(settings.endpoints)
+    async with _open_client(
+        context, cast("httpx.AsyncBaseTransport | None", transport), direct=direct, loopback=loopback
+    ) as client:
         yield HttpClient(client, api_key, settings, wall_clock)
 
 
@@ -427,12 +430,24 @@ def _secret_of_query(url: Secret) -> Secret:
     return Secret(query, *also)
 
 
+def _loopback_hosts(endpoints: Endpoints) -> tuple[bool, frozenset[str]]:
+    """Tell whether all of the HTTP endpoints are on this machine, and which ones are.
+
+    They are reached directly, as the WebSocket is (`find_proxy`): a proxy
+    would be sent the key in the clear, and could not reach them anyway.
+    """
+    hosts = {urlsplit(url).hostname or "" for url in (endpoints.public_api, endpoints.realtime_api)}
+    local = frozenset(host for host in hosts if is_loopback(host))
+    return local == hosts, local
+
+
 @async_context
 async def _open_client(
     context: ssl.SSLContext,
     transport: httpx.AsyncBaseTransport | None,
     *,
     direct: bool = False,
+    loopback: frozenset[str] = frozenset(),
 ) -> AsyncIterator[httpx.AsyncClient]:
     import httpx
 
@@ -442,6 +457,8 @@ async def _open_client(
             transport=transport,
             verify=context,
             trust_env=not direct,
+            # None is httpx's own transport without a proxy; a host is more specific than a scheme, and wins.
+            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None for host in loopback},
             follow_redirects=False,
             timeout=None,  # noqa: S113  # our own, around the whole request
         )

@@ -197,8 +197,12 @@ def fits_header(key: Secret) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether *host* is ``localhost`` or a literal loopback address."""
-    if host == "localhost" or host.endswith(".localhost"):
+    """Tell whether *host* is ``localhost`` itself or a literal loopback address.
+
+    Names below ``.localhost`` are not: a resolver may ask the DNS for them
+    (RFC 6761, section 6.3, only says that it should not).
+    """
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

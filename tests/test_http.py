@@ -549,6 +549,52 @@ async def test_fetching_is_a_checkpoint() -> None:
             await client.fetch_token()
 
 
+# --- the way to the endpoints ---
+
+
+async def refuse_to_be_asked(stream: trio.abc.Stream) -> None:
+    raise AssertionError(await read_head(stream))
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_loopback_is_reached_directly_whatever_proxy_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, host: str
+) -> None:
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+    async with serving(refuse_to_be_asked) as proxy, serving(answering(data)) as port:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy}")
+        for realtime_api in (f"http://{host}:{port}", "https://realtime.kadoa.com"):
+            endpoints = Endpoints(public_api=f"http://{host}:{port}", realtime_api=realtime_api)
+            async with opened(Settings(endpoints=endpoints)) as client:
+                assert (await client.fetch_token()).team_id == "team-1"
+
+
+@pytest.mark.sockets
+async def test_other_hosts_go_through_the_proxy_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    async def proxy(stream: trio.abc.Stream) -> None:
+        asked.append(await read_head(stream))
+        await stream.send_all(b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(proxy) as port:
+        monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{port}")
+        endpoints = Endpoints(public_api="https://far.example", realtime_api="http://127.0.0.1:1")
+        error = await failure(Settings(endpoints=endpoints))
+    assert asked[0].startswith(b"CONNECT far.example:443 ")
+    assert KEY.encode() not in asked[0]
+    assert isinstance(error, AttemptError)
+
+
+async def test_proxy_is_not_looked_at_for_loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://unusable")
+    local = "http://[::1]:1"
+    async with opened(Settings(endpoints=Endpoints(public_api=local, realtime_api=local, websocket="ws://[::1]:1"))):
+        pass
+
+
 # --- secrets, and what cannot be opened ---
 
 

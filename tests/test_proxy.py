@@ -9,11 +9,11 @@ import trio
 from _loopback import accept, frame, read_head, server_tls, serving, trusting_tls
 from conftest import Leaks
 
-from kadoa_trio import Endpoints, diagnose
+from kadoa_trio import ConfigurationError, Endpoints, diagnose
 from kadoa_trio._errors import AttemptError
 from kadoa_trio._proxy import Proxy, ProxyError, find_proxy, open_tunnel, proxy_secrets
 from kadoa_trio._redact import Secret, censor
-from kadoa_trio._settings import Settings
+from kadoa_trio._settings import Settings, is_loopback
 from kadoa_trio._socket import open_socket
 
 PASSWORD = "pr0xy-pass/word"  # of nobody
@@ -82,6 +82,46 @@ def test_all_credentials_of_the_environment_are_known_as_secrets(monkeypatch: py
     encoded = [base64.b64encode(one.encode()).decode() for one in (f"me:{PASSWORD}", "you:other-password")]
     text = " ".join([PASSWORD, PASSWORD.replace("/", "%2F"), "other-password", *encoded])
     assert censor(text, *proxy_secrets()) == "[secret] [secret] [secret] [secret] [secret]"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("kadoa.localhost", False),
+        ("localhost.", False),
+        (".localhost", False),
+        ("localhost.example", False),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("127.1", False),
+    ],
+)
+def test_loopback_is_a_literal_address_or_localhost_itself(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize("name", ["public_api", "realtime_api", "websocket"])
+def test_plain_address_below_localhost_is_refused(name: str) -> None:
+    scheme = "ws" if name == "websocket" else "http"
+    with pytest.raises(ConfigurationError, match="in the clear"):
+        Settings(endpoints=Endpoints(**{name: f"{scheme}://kadoa.localhost:8000"}))
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"])
+async def test_websocket_on_loopback_is_reached_directly(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    async def asked(stream: trio.abc.Stream) -> None:
+        raise AssertionError(await read_head(stream))
+
+    async with serving(asked) as proxy, serving(websocket) as port:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy}")
+        with trio.fail_after(60):
+            async with open_through(f"ws://127.0.0.1:{port}") as socket:
+                assert await socket.receive() == '{"type":"heartbeat"}'
 
 
 class HttpProxy:
