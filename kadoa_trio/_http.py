@@ -27,6 +27,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Ma
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeGuard, cast
 from urllib.parse import parse_qsl, urlsplit
@@ -459,6 +460,8 @@ async def _open_client(
             trust_env=not direct,
             # None is httpx's own transport without a proxy; a host is more specific than a scheme, and wins.
             mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None for host in loopback},
+            # None is kept: nothing needs one, and a jar that only grows ends in a 431.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             follow_redirects=False,
             timeout=None,  # noqa: S113  # our own, around the whole request
         )
@@ -475,10 +478,30 @@ async def _open_client(
 
 @functools.cache
 def default_ssl_context() -> ssl.SSLContext:
-    """Return the TLS context for both sides of Kadoa: httpx's, so that both trust the same authorities."""
+    """Return the TLS context for both sides of Kadoa: httpx's, so that both trust the same authorities.
+
+    Raises:
+        ConfigurationError: ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` names something that cannot be used.
+    """
     import httpx
 
-    context = httpx.create_ssl_context()
+    file, directory = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    context: ssl.SSLContext | None = None
+    why = ""
+    try:
+        if not file and directory:
+            os.listdir(directory)  # OpenSSL takes one that is not there, and then trusts nobody
+        context = httpx.create_ssl_context()
+    except OSError as exc:  # ssl.SSLError is one
+        why = describe(exc)
+    if context is None:
+        name, value = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", directory)
+        if not value:
+            raise ConfigurationError(f"the certificate authorities that httpx comes with cannot be loaded: {why}")
+        raise ConfigurationError(
+            f"the environment variable {name} names certificate authorities that cannot be loaded "
+            f"({presentable(value, 200)}: {why}); correct it, unset it, or pass ssl_context"
+        )
     context.set_alpn_protocols(["http/1.1"])
     return context
 

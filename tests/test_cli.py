@@ -733,6 +733,7 @@ async def test_hostile_words_of_the_environment_are_made_presentable() -> None:
     for name, value in (
         ("KADOA_PUBLIC_API_URI", f"http://x{HOSTILE}.example"),
         ("KADOA_WSS_API_URI", "ws://\x9b31m.example"),
+        ("SSL_CERT_FILE", f"/{HOSTILE}"),
     ):
         done = await finish("listen", env={**env, name: value})
         assert done.returncode == 2

@@ -40,6 +40,7 @@ from kadoa_trio._http import (
     MAX_ANSWER,
     HttpClient,
     Token,
+    default_ssl_context,
     open_http,
     open_webhooks,
     parse_retry_after,
@@ -549,6 +550,24 @@ async def test_fetching_is_a_checkpoint() -> None:
             await client.fetch_token()
 
 
+async def test_cookies_of_a_server_are_not_sent_back() -> None:
+    heads: list[bytes] = []
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        while True:
+            heads.append(await read_head(stream))
+            cookie = b"Set-Cookie: c%d=%s; Path=/" % (len(heads), b"x" * 100)
+            head = b"HTTP/1.1 200 OK\r\n%s\r\nContent-Length: %d\r\n\r\n" % (cookie, len(GOOD))
+            await stream.send_all(head + GOOD)
+
+    async with serving(handler) as port, opened(plain(port)) as client:
+        for _ in range(5):
+            await client.fetch_token()
+        assert not list(client._client.cookies.jar)
+    assert len(heads) == 5
+    assert not any(b"cookie" in head.lower() for head in heads)
+
+
 # --- the way to the endpoints ---
 
 
@@ -593,6 +612,32 @@ async def test_proxy_is_not_looked_at_for_loopback_only(monkeypatch: pytest.Monk
     local = "http://[::1]:1"
     async with opened(Settings(endpoints=Endpoints(public_api=local, realtime_api=local, websocket="ws://[::1]:1"))):
         pass
+
+
+@pytest.fixture
+def _fresh_context() -> Iterator[None]:
+    default_ssl_context.cache_clear()
+    yield
+    default_ssl_context.cache_clear()
+
+
+@pytest.mark.usefixtures("_fresh_context")
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+@pytest.mark.parametrize("there", [False, True])
+async def test_unusable_certificates_of_the_environment_are_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, there: bool
+) -> None:
+    path = tmp_path / "odd\x1b[31mname"
+    if there:
+        path.write_text("no certificate")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setenv(variable, str(path))
+    with pytest.raises(ConfigurationError, match=f"the environment variable {variable} names") as caught:
+        async with open_http(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
+            pytest.fail("opened")
+    assert str(caught.value).isprintable()
+    assert_clean(caught.value)
 
 
 # --- secrets, and what cannot be opened ---
