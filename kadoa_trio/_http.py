@@ -272,6 +272,7 @@ class HttpClient:
             content=content,
             params=params,
         )
+        request.stream = _body_type()(content or b"")
         if with_key:
             request.headers["x-api-key"] = self._api_key.reveal()
         return request
@@ -352,6 +353,36 @@ class _Answer:
                     self.complete = True
                     grace.cancel(reason="the answer is longer than any that is documented")
             self.complete = True
+
+
+class _Once:
+    """Iterates over one chunk. No generator: a cancelled request would leave it to the garbage collector."""
+
+    def __init__(self, content: bytes) -> None:
+        self._left = content
+
+    def __aiter__(self) -> _Once:
+        return self
+
+    async def __anext__(self) -> bytes:
+        content, self._left = self._left, b""
+        if not content:
+            raise StopAsyncIteration
+        return content
+
+
+@functools.cache
+def _body_type() -> Callable[[bytes], httpx.AsyncByteStream]:
+    import httpx
+
+    class Body(httpx.AsyncByteStream):
+        def __init__(self, content: bytes) -> None:
+            self._content = content
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return _Once(self._content)
+
+    return Body
 
 
 def _as_json(body: object) -> bytes | None:

@@ -7,6 +7,7 @@ test: the key is in no log record of any logger at any level.
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import logging
@@ -25,6 +26,7 @@ import pytest
 import trio
 import trio.testing
 from _loopback import chain, everything_said, read_head, server_tls, serving, trusting_tls
+from _memory import MemoryServers
 
 from kadoa_trio._errors import (
     AttemptError,
@@ -566,6 +568,48 @@ async def test_cookies_of_a_server_are_not_sent_back() -> None:
         assert not list(client._client.cookies.jar)
     assert len(heads) == 5
     assert not any(b"cookie" in head.lower() for head in heads)
+
+
+async def test_request_with_a_body_sends_it_once_and_whole() -> None:
+    bodies: list[bytes] = []
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        head, _, body = (await read_head(stream)).partition(b"\r\n\r\n")
+        assert b"content-length: 11" in head.lower()
+        assert b"transfer-encoding" not in head.lower()
+        while len(body) < 11:
+            body += await stream.receive_some()
+        bodies.append(body)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(handler) as port:
+        settings = Settings(endpoints=Endpoints(realtime_api=f"http://127.0.0.1:{port}"))
+        async with opened(settings) as client:
+            await client.acknowledge("e")
+    assert bodies == [b'{"id": "e"}']
+
+
+@pytest.mark.filterwarnings("always::ResourceWarning")
+async def test_cancelled_request_leaves_no_generator_to_the_garbage_collector(
+    autojump_clock: trio.testing.MockClock, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def slow() -> None:
+        await trio.sleep(0.1)
+
+    async def answer(stream: trio.abc.Stream) -> None:
+        await trio.sleep_forever()
+
+    servers = MemoryServers(answer, answer, before_write=slow)
+    endpoints = Endpoints(realtime_api="http://127.0.0.1:1", network=servers)
+    async with servers.running(), opened(Settings(endpoints=endpoints)) as client:
+        for instant in range(1, 60):
+            # The head is written at 0.1 s, the body at 0.2 s, the end of the body at 0.3 s.
+            with trio.move_on_after(instant / 200) as scope:
+                await client.acknowledge("e1")
+            assert scope.cancelled_caught
+    gc.collect()
+    await trio.lowlevel.checkpoint()
+    assert [str(one.message) for one in recwarn] == []
 
 
 # --- the way to the endpoints ---
