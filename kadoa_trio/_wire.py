@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeGuard
 
 import attrs
@@ -280,32 +281,39 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
     return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=_cut(name))
 
 
-def event_from_log(row: dict[str, object]) -> Event | None:
+def event_from_log(row: Mapping[str, object]) -> Event | None:
     """Make an event of a row of the notification log; None if the row does not say which event it is.
 
-    A row's ``payload`` may be the payload or the whole event.
+    A row's ``payload`` may be the payload or the whole event. It is taken for
+    the whole event only if it names the row's event type: payloads have ids
+    and types of their own.
     """
     payload = row.get("payload")
     if isinstance(payload, str):
         with contextlib.suppress(ValueError, RecursionError):  # else it is a payload that is a string
             payload = parse_json(payload)
     frame: dict[str, object]
-    if isinstance(payload, dict) and ("eventType" in payload or "type" in payload) and ("id" in payload):
-        whole = "message" in payload or "data" in payload
-    else:
-        whole = False
-    if whole:
-        assert isinstance(payload, dict)
+    if isinstance(payload, dict) and _is_whole_event(payload, row.get("eventType")):
         frame = {name: value for name, value in payload.items() if name != "_cursor"}
     else:
         frame = {"eventType": row.get("eventType"), "id": row.get("eventId"), "message": payload}
         if row.get("workflowId") is not None and isinstance(payload, dict) and "workflowId" not in payload:
             frame["message"] = {"workflowId": row.get("workflowId"), **payload}
     frame.setdefault("timestamp", row.get("createdAt"))
-    event = decode(json.dumps(frame))
+    try:
+        event = decode(json.dumps(frame))
+    except RecursionError:  # nested too deeply
+        return None
     if not isinstance(event, Event) or event.id_source != "id":
         return None
     return attrs.evolve(event, from_log=True)
+
+
+def _is_whole_event(payload: dict[str, object], event_type: object) -> bool:
+    if "id" not in payload or not ("message" in payload or "data" in payload):
+        return False
+    name = payload.get("eventType", payload.get("type"))
+    return _names(name) and (event_type is None or name == event_type)
 
 
 def _names(value: object) -> TypeGuard[str]:
