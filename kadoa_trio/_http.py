@@ -57,8 +57,6 @@ MAX_ANSWER = 64 * 1024
 """An answer longer than this is not read further, in bytes. The documented one has a few hundred."""
 LOG_PAGE = 100
 """Rows that are asked for at once; the API's description allows no more."""
-LOG_TIMEOUT = 30.0
-"""For a page of the log as a whole, in seconds."""
 API_TIMEOUT = 30.0
 """For a call of the notifications API as a whole, in seconds."""
 MAX_API_ANSWER = 8 * 1024 * 1024
@@ -92,14 +90,6 @@ class Token:
 
     access_token: Secret
     team_id: str
-
-
-@attrs.frozen
-class LogPage:
-    """A page of the notification log."""
-
-    rows: list[dict[str, object]]
-    has_more: bool
 
 
 @attrs.define(eq=False)
@@ -155,31 +145,14 @@ class HttpClient:
         )
         self._check("acknowledge", answer, timeout, final=False)
 
-    async def fetch_log(self, start: datetime, end: datetime, offset: int) -> LogPage:
-        """Read a page of at most 100 rows of the notification log, between two times.
-
-        Raises:
-            ProtocolError: a success, but not the documented JSON.
-            AttemptError: it was refused, or the network failed.
-        """
-        timeout = LOG_TIMEOUT
-        url = self._settings.endpoints.public_api.rstrip("/") + "/v5/notifications/logs"
-        params = {
-            "startDate": iso(start),
-            "endDate": iso(end),
-            "limit": str(LOG_PAGE),
-            "offset": str(offset),
-        }
-        # A row may carry a whole event.
-        limit = max(MAX_ANSWER, self._settings.max_message_size)
-        answer = await self._request("GET", url, timeout=timeout, limit=limit, with_key=True, params=params)
-        page = _parse_log(self._body("log", answer, timeout, final=False))
-        if page is None:
-            raise ProtocolError("log", "the answer is not the documented JSON", status=answer.status)
-        return page
-
     async def call(
-        self, method: str, path: str, *, params: dict[str, str] | None = None, body: object = None
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        body: object = None,
+        limit: int = MAX_API_ANSWER,
     ) -> dict[str, object]:
         """Call the notifications API, and give the ``data`` of its answer.
 
@@ -188,6 +161,7 @@ class HttpClient:
             path: below ``/v5/notifications``.
             params: of the query.
             body: sent as JSON; a `Secret` is JSON already; None sends none.
+            limit: maximum length of the answer, in bytes.
 
         Raises:
             AuthenticationError, RequestRefusedError, ProtocolError,
@@ -198,7 +172,7 @@ class HttpClient:
             method,
             url,
             timeout=API_TIMEOUT,
-            limit=MAX_API_ANSWER,
+            limit=limit,
             with_key=True,
             content=_as_json(body),
             params=params,
@@ -549,21 +523,6 @@ def _parse_token(body: bytes, api_key: Secret) -> Token | None:
         # The key goes with it: the WebSocket's server knows it as well, and may repeat it.
         return Token(Secret(access_token, api_key.reveal()), team_id)
     return None
-
-
-def _parse_log(body: bytes) -> LogPage | None:
-    try:
-        data = parse_json(body)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(data, dict) and isinstance(data.get("data"), dict):
-        data = data["data"]
-    rows = data.get("events") if isinstance(data, dict) else None
-    if not isinstance(rows, list):
-        return None
-    pagination = data.get("pagination")
-    has_more = isinstance(pagination, dict) and pagination.get("hasMore") is True
-    return LogPage([row for row in rows if isinstance(row, dict)], has_more and bool(rows))
 
 
 def _parse_object(body: bytes) -> dict[str, object] | None:

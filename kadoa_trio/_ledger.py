@@ -787,6 +787,16 @@ class Ledger:
         """Tell whether this id was admitted: to deliver it again would be a repetition."""
         return event_id in self._ids
 
+    def delivered(self, event_id: str) -> bool:
+        """Tell whether a connection delivered this id, in this run or an earlier one: the log alone does not count."""
+        entry = self._ids.get(event_id)
+        return entry is not None and entry.generation != _FROM_LOG
+
+    @property
+    def has_delivered(self) -> bool:
+        """Whether an id is remembered that a connection delivered."""
+        return any(entry.generation != _FROM_LOG for entry in self._order)
+
     def repeat(
         self, generation: int, event_id: str, cursor: str | None, now: Moment, arrived: Moment | None = None
     ) -> None:

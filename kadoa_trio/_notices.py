@@ -485,7 +485,7 @@ class GapRepaired(Notice):
 
     gap: Gap
     events: int
-    """How many events the log held that no connection had brought."""
+    """How many events were taken from the log for it, in all tries. The log has shown all of the gap."""
 
     def __str__(self) -> str:
         return (
@@ -500,7 +500,7 @@ class GapRemains(Notice):
     gap: Gap
     why: str
     final: bool
-    """Whether it is given up; else it stays in the position, and another run tries again."""
+    """Whether it is given up; else it stays in the position, and a later try or another run tries again."""
 
     @property
     def level(self) -> int:

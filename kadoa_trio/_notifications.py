@@ -17,13 +17,16 @@ import attrs
 
 from ._contexts import async_context
 from ._errors import ConfigurationError, ProtocolError
-from ._events import structure
+from ._events import read_time, structure
 from ._http import LOG_PAGE, HttpClient, iso, open_http
 from ._redact import Secret, hidden
 from ._settings import Endpoints, Settings, read_key
 
 WEBSOCKET: Final = "WEBSOCKET"
 """The type of the channel that a workspace's WebSockets belong to. It may have one only."""
+
+MAX_LOG_ANSWER: Final = 64 * 1024 * 1024
+"""Maximum length of a page of the log, in bytes: each row may carry a whole event."""
 
 _T = TypeVar("_T")
 
@@ -64,16 +67,26 @@ class Setting:
 @final
 @attrs.frozen(kw_only=True)
 class LogEntry:
-    """One row of the notification log: an event that was sent to a channel, or tried to be."""
+    """One row of the notification log: a try to send an event to a channel.
 
-    id: str
+    An event has one row for each channel and try, failed ones included. A
+    field that is missing or cannot be read is None; `raw` has all of the row.
+    """
+
+    id: str | None = None
+    """Of the row."""
     event_id: str | None = None
     event_type: str | None = None
     event_status: str | None = None
+    """What became of the try, such as ``"SENT"`` or ``"FAILED"``."""
     workflow_id: str | None = None
+    channel_config: Any = attrs.field(default=None, repr=False)
+    """The channel. Its shape is not documented; that of some types holds addresses and secrets."""
     payload: Any = attrs.field(default=None, repr=False)
     """The event's payload, or the whole event; which one is not documented."""
     created_at: datetime | None = None
+    raw: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    """The row, parsed; empty where it is no JSON object."""
 
 
 @final
@@ -84,6 +97,7 @@ class LogPage:
     entries: tuple[LogEntry, ...]
     has_more: bool
     total: int | None = None
+    """The number of rows that the server counts for all pages."""
 
 
 @final
@@ -233,15 +247,16 @@ class Notifications:
         for name, value in (("eventType", event_type), ("workflowId", workflow_id)):
             if value is not None:
                 params[name] = value
-        data = await self._http.call("GET", "/logs", params=params)
+        data = await self._http.call("GET", "/logs", params=params, limit=MAX_LOG_ANSWER)
+        entries = tuple(map(_log_entry, _rows(data, "events")))
         pagination = data.get("pagination")
         known = pagination if isinstance(pagination, dict) else {}
-        total = known.get("total")
-        return LogPage(
-            entries=tuple(_one(LogEntry, row, f"events[{n}]") for n, row in enumerate(_rows(data, "events"))),
-            has_more=known.get("hasMore") is True,
-            total=total if isinstance(total, int) else None,
-        )
+        total, more = known.get("total"), known.get("hasMore")
+        if not isinstance(total, int) or isinstance(total, bool):
+            total = None
+        if not isinstance(more, bool):
+            more = len(entries) >= limit if total is None else offset + len(entries) < total
+        return LogPage(entries=entries, has_more=more and bool(entries), total=total)
 
 
 @async_context
@@ -339,6 +354,30 @@ def _one(kind: type[_T], row: object, name: str) -> _T:
     except ValueError as exc:
         fault = str(exc)
     raise ProtocolError("notifications", fault)
+
+
+def _log_entry(row: object) -> LogEntry:
+    """Read a row of the log field by field: one odd field, or one odd row, must not hide the others."""
+    if not isinstance(row, dict):
+        return LogEntry()
+    return LogEntry(
+        id=_text(row.get("id")),
+        event_id=_text(row.get("eventId")),
+        event_type=_text(row.get("eventType")),
+        event_status=_text(row.get("eventStatus")),
+        workflow_id=_text(row.get("workflowId")),
+        channel_config=row.get("channelConfig"),
+        payload=row.get("payload"),
+        created_at=read_time(row.get("createdAt")),
+        raw=row,
+    )
+
+
+def _text(value: object) -> str | None:
+    """Read a string, or a whole number that stands in for one, as `decode` reads ids."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value else None
 
 
 def _setting(row: object, name: str) -> Setting:

@@ -58,12 +58,6 @@ ACKNOWLEDGEMENTS_PER_SECOND = 200
 """At most so many are sent: each costs twenty times the CPU of its event."""
 REFUSALS_BEFORE_REST, ACKNOWLEDGEMENTS_REST = 10, 300.0
 """After so many failures in a row the endpoint is left alone, for so many seconds; then one is tried."""
-REPAIR_DELAYS = 5.0, 60.0, 300.0
-"""When a repair is tried, in seconds after the last try: the log may lag, and its ids must be seen to match."""
-REPAIR_SLACK = 60.0
-"""How far beyond a gap the log is read on both sides, in seconds: clocks differ, and a match may lie beside it."""
-REPAIR_PAGES = 100
-"""Pages of the log that are read for one gap."""
 
 
 class Network(Protocol):

@@ -78,27 +78,49 @@ async def test_test_event_comes_over_the_socket(autojump_clock: Any, pair: Any) 
         assert (event.id, event.workflow_id) == (event_id, "wf_5")
 
 
-async def test_log_is_read_by_pages_and_filters() -> None:
+@pytest.mark.parametrize("total", [True, False])
+async def test_log_is_read_by_pages_and_filters(total: bool) -> None:
     async with workspace() as (kadoa, notifications):
+        kadoa.faults.log_without_total = not total
         sent = kadoa.publish_many(7)
+        rows = kadoa.stream.log(kadoa.faults, trio.current_time(), None, None)
         found = []
         offset = 0
         while True:
             page = await notifications.log(offset=offset, limit=3)
-            assert page.total == 7
+            assert page.total == (len(rows) if total else None)
             found += page.entries
             offset += len(page.entries)
             if not page.has_more:
                 break
-        assert [entry.event_id for entry in reversed(found)] == [event.id for event in sent]
+        assert [entry.id for entry in found] == [row["id"] for row in rows]
+        # One row for each channel and try.
+        sockets = [entry for entry in found if entry.channel_config == {"channelType": "WEBSOCKET"}]
+        ids = dict.fromkeys(entry.event_id for entry in reversed(sockets))
+        assert list(ids) == [event.id for event in sent]
+        assert len(sockets) > 7
+        assert {entry.event_status for entry in found} == {"SENT", "FAILED"}
         assert found[0].created_at is not None
         assert found[0].payload["workflowId"] == "wf_123"
         now = datetime.now(UTC)
         assert (await notifications.log(since=now + timedelta(hours=1))).entries == ()
-        assert len((await notifications.log(until=now + timedelta(hours=1))).entries) == 7
+        assert len((await notifications.log(until=now + timedelta(hours=1))).entries) == min(len(rows), 100)
+        mails = await notifications.log(event_type="credits_low")
+        assert {entry.event_type for entry in mails.entries} == {"credits_low"}
         for wrong in ({"limit": 0}, {"limit": 101}, {"offset": -1}, {"since": datetime(2026, 1, 1)}):
             with pytest.raises(ValueError):
                 await notifications.log(**wrong)  # type: ignore[arg-type]
+
+
+async def test_odd_row_of_the_log_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [7, {"id": 5, "eventId": None, "createdAt": "soon", "eventType": ["x"]}, {"id": "a", "eventId": "e"}]
+    async with workspace() as (kadoa, notifications):
+        monkeypatch.setattr(type(kadoa.stream), "log", lambda *_: rows)
+        page = await notifications.log()
+        assert [entry.id for entry in page.entries] == [None, "5", "a"]
+        assert [entry.event_id for entry in page.entries] == [None, None, "e"]
+        assert [entry.created_at for entry in page.entries] == [None, None, None]
+        assert page.entries[1].raw == rows[1]
 
 
 @pytest.mark.parametrize(

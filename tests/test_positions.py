@@ -1,4 +1,4 @@
-"""Positions across runs: the whole client with a store, its acknowledgements, and gaps repaired from the log."""
+"""Positions across runs: the whole client with a store, its acknowledgements, and the gaps of a position."""
 
 from __future__ import annotations
 
@@ -23,9 +23,6 @@ from kadoa_trio import (
     CursorSession,
     CursorStore,
     CursorStoreError,
-    GapReason,
-    GapRemains,
-    GapRepaired,
     MemoryCursorStore,
     Notice,
     OwnershipLostError,
@@ -703,118 +700,6 @@ async def test_hanging_endpoint_holds_up_neither_events_nor_leaving(autojump_clo
 
 def lose_cursors(kadoa: SimulatedKadoa) -> None:
     kadoa.faults.without_cursors = True
-
-
-async def outage(kadoa: SimulatedKadoa, count: int) -> list[str]:
-    """Publish *count* events while nobody is connected."""
-    kadoa.faults.refuse_connections = True
-    made = len(kadoa.subscribed)
-    kadoa.newest.reset()
-    await trio.sleep(1)
-    missed = kadoa.publish_many(count)
-    kadoa.faults.refuse_connections = False
-    await kadoa.wait_subscribed(made + 1)
-    return [str(event.id) for event in missed]
-
-
-@pytest.mark.parametrize("whole", [False, True])
-async def test_outage_without_cursors_is_filled_from_the_log(whole: bool, autojump_clock: Clock) -> None:
-    async with open_simulated_kadoa() as kadoa, connect(kadoa, repair_gaps=True) as realtime:
-        lose_cursors(kadoa)
-        kadoa.faults.log_whole_events = whole
-        kadoa.publish_many(3)
-        await take(realtime, 3)
-        await trio.sleep(20)
-        missed = await outage(kadoa, 250)
-        live = kadoa.publish()
-        first = await realtime.events.receive()
-        assert (first.id, first.from_log) == (live.id, False)  # it does not wait for the repair
-        realtime.events.settle()
-        with trio.fail_after(60):
-            for expected in missed:
-                event = await realtime.events.receive()
-                assert (event.id, event.from_log, event.type) == (expected, True, "workflow_finished")
-        assert realtime.statistics().repaired == 250
-        assert realtime.position.gaps != ()  # the last one is not settled
-        realtime.events.settle()
-        assert realtime.position.gaps == ()
-        (repaired,) = told(realtime, GapRepaired)
-        assert isinstance(repaired, GapRepaired)
-        assert repaired.events == 250
-        kadoa.publish()
-        await take(realtime, 1)
-        assert realtime.statistics().received == 255
-
-
-async def test_log_with_other_ids_is_not_believed(autojump_clock: Clock) -> None:
-    async with open_simulated_kadoa() as kadoa, connect(kadoa, repair_gaps=True) as realtime:
-        lose_cursors(kadoa)
-        kadoa.faults.log_other_ids = True
-        kadoa.publish_many(3)
-        await take(realtime, 3)
-        await trio.sleep(20)
-        await outage(kadoa, 5)
-        kadoa.publish()
-        await take(realtime, 1)
-        await trio.sleep(600)
-        assert realtime.statistics().repaired == 0
-        (remains,) = told(realtime, GapRemains)
-        assert isinstance(remains, GapRemains)
-        assert remains.final
-        assert "no row" in remains.why
-
-
-async def test_failing_log_leaves_the_gap_open_for_the_next_run(autojump_clock: Clock) -> None:
-    store = MemoryCursorStore()
-    async with open_simulated_kadoa() as kadoa:
-        async with connect(kadoa, repair_gaps=True, cursor_store=store) as realtime:
-            await trio.sleep(60)
-            lose_cursors(kadoa)
-            kadoa.faults.log_status = 503
-            kadoa.publish_many(3)
-            await take(realtime, 3)
-            await trio.sleep(20)
-            missed = await outage(kadoa, 5)
-            kadoa.publish()
-            await take(realtime, 1)
-            await trio.sleep(1_000)
-            assert {notice.final for notice in told(realtime, GapRemains)} == {False}  # type: ignore[attr-defined]
-            assert GapReason.NO_CURSOR in {gap.reason for gap in realtime.position.gaps}
-        kadoa.heal()
-        async with connect(kadoa, repair_gaps=True, cursor_store=store) as realtime:
-            await trio.sleep(600)
-            assert await take(realtime, 5) == missed
-            assert realtime.position.gaps == ()
-
-
-async def test_log_is_asked_again_when_it_says(autojump_clock: Clock) -> None:
-    async with open_simulated_kadoa() as kadoa, connect(kadoa, repair_gaps=True) as realtime:
-        lose_cursors(kadoa)
-        kadoa.faults.log_status, kadoa.faults.log_failures = 429, 1
-        kadoa.faults.log_headers = {"Retry-After": "200"}
-        kadoa.publish_many(3)
-        await take(realtime, 3)
-        await trio.sleep(20)
-        missed = await outage(kadoa, 2)
-        kadoa.publish()
-        await take(realtime, 1)
-        began = trio.current_time()
-        assert await take(realtime, 2) == missed
-        assert trio.current_time() - began > 200
-
-
-async def test_dropped_cursor_is_a_gap_that_is_repaired(autojump_clock: Clock) -> None:
-    async with open_simulated_kadoa() as kadoa, connect(kadoa, repair_gaps=True) as realtime:
-        kadoa.publish_many(3)
-        await take(realtime, 3)
-        await trio.sleep(20)
-        kadoa.faults.refuse_cursors = True
-        missed = await outage(kadoa, 4)
-        await trio.sleep(200)
-        assert {gap.reason for gap in realtime.statistics().gaps} <= {GapReason.CURSOR_DROPPED}
-        assert await take(realtime, 4) == missed
-        await trio.sleep(1)
-        assert realtime.position.gaps == ()
 
 
 async def test_crash_before_the_first_save_of_an_event_is_a_gap(autojump_clock: Clock) -> None:

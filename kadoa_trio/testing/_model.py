@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -31,6 +32,24 @@ class PublishedEvent:
     """What is sent for it."""
     published_at: datetime = attrs.field(repr=False)
     """The wall time at which it was published, as the notification log tells it."""
+
+
+@attrs.frozen
+class Send:
+    """A try to send an event to a channel. The notification log has one row for each."""
+
+    channel_type: str
+    status: str
+
+
+@attrs.frozen
+class Notified:
+    """An event in the notification log."""
+
+    event: PublishedEvent
+    sends: tuple[Send, ...]
+    at: float
+    """Trio's time."""
 
 
 @attrs.define
@@ -83,6 +102,16 @@ class Faults:
     """The log names events by ids that the socket does not know."""
     log_whole_events: bool = False
     """The log's payloads are the whole events."""
+    log_lag: float = 0.0
+    """The log shows a row this many seconds after its event, on Trio's clock."""
+    log_unnamed: bool = False
+    """The rows of the log do not name their channel: only the settings do."""
+    log_oldest_first: bool = False
+    """The log begins with its oldest row, not with its newest."""
+    log_without_total: bool = False
+    """The log does not count its rows."""
+    log_shuffles: int = 0
+    """Number of further requests for the log that each see its rows in another order, so that pages miss and repeat rows."""
     api_status: int | None = None
     """Answer calls of the notifications API, the log left out, with this status."""
     api_body: bytes | None = None
@@ -94,6 +123,10 @@ class Stream:
     """What was published, and what of it a replay brings."""
 
     events: list[PublishedEvent] = attrs.field(factory=list)
+    notified: list[Notified] = attrs.field(factory=list)
+    """What the notification log shows, oldest first."""
+    wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    """Gives the aware wall time of the server, for the notification log. Can be replaced."""
     forgotten: int = 0
     """So many of the oldest events are kept no more."""
 
@@ -122,9 +155,42 @@ class Stream:
         if cursor is not None:
             frame["_cursor"] = cursor
         frame["data" if spelling == "webhook" else "message"] = message
-        event = PublishedEvent(number, event_id, event_type, cursor, json.dumps(frame), datetime.now(UTC))
+        event = PublishedEvent(number, event_id, event_type, cursor, json.dumps(frame), self.wall_clock())
         self.events.append(event)
         return event
+
+    def notify(self, event: PublishedEvent, sends: Iterable[Send], at: float) -> None:
+        """Record in the log that an event was sent to channels.
+
+        Args:
+            event: one of `events`, or one of `elsewhere`.
+            sends: what was sent; each makes a row.
+            at: Trio's time, from which `Faults.log_lag` counts.
+        """
+        self.notified.append(Notified(event, tuple(sends), at))
+
+    def elsewhere(self, event_type: str, message: Any, *, id: str | None = None) -> PublishedEvent:
+        """Make an event that goes to other channels than the socket: it has no place in the stream."""
+        event_id = id or f"elsewhere-{len(self.notified)}"
+        frame = {"eventType": event_type, "id": event_id, "message": message}
+        return PublishedEvent(-1, event_id, event_type, None, json.dumps(frame), self.wall_clock())
+
+    def log(self, faults: Faults, now: float, start: datetime | None, end: datetime | None) -> list[dict[str, Any]]:
+        """Give the rows of the notification log between two times that can be seen at Trio's time *now*."""
+        rows: list[dict[str, Any]] = []
+        for place in range(len(self.notified) - 1, -1, -1):
+            notified = self.notified[place]
+            created = notified.event.published_at
+            if notified.at + faults.log_lag > now or (start and created < start) or (end and created > end):
+                continue
+            for number in range(len(notified.sends) - 1, -1, -1):
+                rows.append(_log_row(f"log-{place}-{number}", notified.event, notified.sends[number], faults))
+        if faults.log_oldest_first:
+            rows.reverse()
+        if faults.log_shuffles:
+            faults.log_shuffles -= 1
+            random.Random(faults.log_shuffles).shuffle(rows)
+        return rows
 
     def after(self, cursor: str, *, extra: int = 0) -> Iterator[PublishedEvent]:
         """Give what is kept after *cursor*, and *extra* events before that."""
@@ -143,18 +209,34 @@ class Stream:
         self.forgotten = len(self.events)
 
 
-def log_row(event: PublishedEvent, faults: Faults) -> dict[str, Any]:
-    """Make the row of the notification log that tells of an event."""
+def everywhere(number: int, *, heard: bool) -> list[Send]:
+    """Give what an event of the stream is sent to: the socket, and other channels, some of them with failed tries.
+
+    Args:
+        number: of the event; it decides about the other channels.
+        heard: whether a connection was subscribed.
+    """
+    sends = [Send("EMAIL", "SENT")]
+    if number % 2:
+        sends.append(Send("SLACK", "FAILED"))
+    if number % 3 == 0:
+        sends += [Send("WEBHOOK", "FAILED"), Send("WEBHOOK", "SENT")]
+    if number % 5 == 0:
+        sends.append(Send("WEBSOCKET", "FAILED"))
+    return [*sends, Send("WEBSOCKET", "SENT" if heard else "FAILED")]
+
+
+def _log_row(row_id: str, event: PublishedEvent, send: Send, faults: Faults) -> dict[str, Any]:
     frame = json.loads(event.frame)
     payload = frame.get("message", frame.get("data"))
     return {
-        "id": f"log-{event.number}",
+        "id": row_id,
         "workflowId": payload.get("workflowId") if isinstance(payload, dict) else None,
         "eventType": event.type,
-        "eventStatus": "SENT",
-        "channelConfig": {},
+        "eventStatus": send.status,
+        "channelConfig": {} if faults.log_unnamed else {"channelType": send.channel_type},
         "payload": frame if faults.log_whole_events and not faults.log_other_ids else payload,
-        "eventId": f"other-{event.number}" if faults.log_other_ids else event.id,
+        "eventId": f"other-{event.id}" if faults.log_other_ids else event.id,
         "createdAt": event.published_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
 

@@ -8,7 +8,7 @@ import os
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -21,7 +21,7 @@ from .._exits import pick
 from .._settings import Endpoints, stand_in
 from ._builders import Draft, documented
 from ._connection import SimulatedConnection
-from ._model import Faults, PublishedEvent, Spelling, Stream, log_row
+from ._model import Faults, PublishedEvent, Send, Spelling, Stream, everywhere
 from ._schedule import Schedule
 from ._streams import FaultyStream, stream_pair
 from ._workspace import Workspace
@@ -120,6 +120,61 @@ class SimulatedKadoa:
                 beginning of 2026 on.
             spelling: how the frame is spelt.
         """
+        event = self._publish(event_type, message, workflow_id, id, with_id, timestamp, spelling)
+        heard = any(connection.subscribed for connection in self.connections)
+        at = trio.current_time()
+        self.stream.notify(event, everywhere(event.number, heard=heard), at)
+        if event.number % 4 == 1:
+            mail = self.stream.elsewhere("credits_low", {"remaining": event.number})
+            self.stream.notify(mail, [Send("EMAIL", "FAILED"), Send("EMAIL", "SENT")], at)
+        return event
+
+    def dispatch(
+        self, event_type: str | Draft, message: Any = None, *, workflow_id: str | None = None, id: str | None = None
+    ) -> PublishedEvent | None:
+        """Have an event happen, and send it to the channels that the workspace's settings name, the socket or others.
+
+        Unlike `publish`, which sends to the socket whatever the settings say.
+
+        Args:
+            event_type: as for `publish`.
+            message: as for `publish`.
+            workflow_id: of the documented payload; the workflow's settings win over the workspace's.
+            id: as for `publish`.
+
+        Returns:
+            The event, if it went to the socket.
+        """
+        name = event_type.type if isinstance(event_type, Draft) else event_type
+        kinds = self.workspace.channel_types(name, workflow_id)
+        event: PublishedEvent | None = None
+        if "WEBSOCKET" in kinds:
+            event = sent = self._publish(event_type, message, workflow_id, id, True, None, "documented")
+        elif kinds:
+            draft = event_type if isinstance(event_type, Draft) else documented(name, workflow_id, 0)
+            sent = self.stream.elsewhere(name, draft.message if message is None else message, id=id)
+        else:
+            return None
+        heard = any(connection.subscribed for connection in self.connections)
+        sends = []
+        for kind in kinds:
+            if kind == "WEBSOCKET":
+                sends.append(Send(kind, "SENT" if heard else "FAILED"))
+            else:
+                sends += [Send(kind, "FAILED"), Send(kind, "SENT")]
+        self.stream.notify(sent, sends, trio.current_time())
+        return event
+
+    def _publish(
+        self,
+        event_type: str | Draft,
+        message: Any,
+        workflow_id: str | None,
+        id: str | None,
+        with_id: bool,
+        timestamp: datetime | None,
+        spelling: Spelling,
+    ) -> PublishedEvent:
         draft = event_type if isinstance(event_type, Draft) else None
         if draft is None and message is None:
             draft = documented(str(event_type), workflow_id, len(self.stream.events))
@@ -304,27 +359,30 @@ class SimulatedKadoa:
     def _test(self, event_type: str, workflow_id: str | None) -> str:
         """Send a mock event, as far as the workspace's settings let it come here."""
         event_id = str(uuid.uuid4())
-        if self.workspace.streams(event_type, workflow_id):
-            self.publish(event_type, workflow_id=workflow_id, id=event_id)
+        self.dispatch(event_type, workflow_id=workflow_id, id=event_id)
         return event_id
 
     def _log(self, query: Mapping[str, list[str]]) -> bytes:
-        """Answer a request for the notification log: the newest rows first."""
-        start = (
-            datetime.fromisoformat(query["startDate"][0]) if "startDate" in query else datetime.min.replace(tzinfo=UTC)
+        """Answer a request for the notification log."""
+        start, end = (
+            datetime.fromisoformat(query[name][0]) if name in query else None for name in ("startDate", "endDate")
         )
-        end = datetime.fromisoformat(query["endDate"][0]) if "endDate" in query else datetime.max.replace(tzinfo=UTC)
         limit = min(max(int(query.get("limit", ["50"])[0]), 1), 100)
         offset = max(int(query.get("offset", ["0"])[0]), 0)
-        found = [event for event in reversed(self.stream.events) if start <= event.published_at <= end]
-        rows = [log_row(event, self.faults) for event in found[offset : offset + limit]]
-        pagination = {
-            "total": len(found),
+        rows = self.stream.log(self.faults, trio.current_time(), start, end)
+        for name in ("eventType", "workflowId"):
+            if name in query:
+                rows = [row for row in rows if row[name] == query[name][0]]
+        pagination: dict[str, Any] = {
+            "total": len(rows),
             "limit": limit,
             "offset": offset,
-            "hasMore": offset + limit < len(found),
+            "hasMore": offset + limit < len(rows),
         }
-        return json.dumps({"data": {"events": rows, "pagination": pagination}, "status": "success"}).encode()
+        if self.faults.log_without_total:
+            del pagination["total"]
+        events = rows[offset : offset + limit]
+        return json.dumps({"data": {"events": events, "pagination": pagination}, "status": "success"}).encode()
 
     async def _listen(self, *, loopback: bool, port: int) -> None:
         if not loopback:

@@ -94,9 +94,14 @@ class Workspace:
 
     def streams(self, event_type: str, workflow_id: str | None) -> bool:
         """Tell whether an event would go to the WebSocket: a workflow's setting wins over the workspace's."""
+        return "WEBSOCKET" in self.channel_types(event_type, workflow_id)
+
+    def channel_types(self, event_type: str, workflow_id: str | None) -> list[str]:
+        """Give the types of the channels that an event would go to."""
         setting = self.find(event_type, workflow_id) or self.find(event_type, None)
-        sockets = {channel["id"] for channel in self.channels if channel["channelType"] == "WEBSOCKET"}
-        return setting is not None and bool(setting["enabled"]) and not sockets.isdisjoint(setting["channelIds"])
+        if setting is None or not setting["enabled"]:
+            return []
+        return [channel["channelType"] for channel in self.channels if channel["id"] in setting["channelIds"]]
 
     # ---- the API -----------------------------------------------------------------------------------------------
 
