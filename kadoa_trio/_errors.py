@@ -33,7 +33,7 @@ from typing import Literal
 
 from ._redact import Secret, presentable
 
-Step = Literal["token", "connect", "tls", "handshake", "subscribe", "acknowledge", "log", "notifications", "forward"]
+Step = Literal["token", "connect", "tls", "handshake", "subscribe", "acknowledge", "notifications", "forward"]
 """A step on the way to a subscribed connection, or a request beside it."""
 
 
