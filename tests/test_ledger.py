@@ -459,6 +459,25 @@ def test_gap_is_closed_when_everything_before_is_settled() -> None:
     assert ledger.gap_count == 1
 
 
+def test_event_from_the_log_counts_as_known_and_not_as_delivered() -> None:
+    ledger = Ledger(WINDOW, Position(cursor_at=START))
+    opened(ledger, 1)
+    ledger.settle(ledger.admit_from_log(name(0)))
+    assert ledger.knows(name(0))
+    assert not ledger.delivered(name(0))
+    assert not ledger.has_delivered
+    ledger.admit(1, name(1), None, at())
+    assert ledger.delivered(name(1))
+    assert ledger.has_delivered
+
+
+@pytest.mark.parametrize("place", ["recent", "settled"])
+def test_ids_of_a_position_count_as_delivered(place: str) -> None:
+    ledger = Ledger(WINDOW, Position(cursor=cursor(0), **{place: (name(0),)}))  # type: ignore[arg-type]
+    assert ledger.delivered(name(0))
+    assert ledger.has_delivered
+
+
 def test_window_bounds_what_comes_from_the_log() -> None:
     ledger = Ledger(10)
     for number in range(50):

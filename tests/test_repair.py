@@ -7,6 +7,7 @@ compares the times of the log with those of the gap.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -45,6 +46,7 @@ OPTIONS: dict[str, Any] = {
     "repair_gaps": True,
     "heartbeat_timeout": 1_000.0,
     "connect_timeout": 1e6,
+    "max_connection_age": math.inf,  # without cursors, each replacement in a quiet workspace is a gap
     "retry": RetryPolicy(initial=2.0, maximum=5.0),
 }
 LAST_TRY = sum(_repair.REPAIR_DELAYS) + 30
