@@ -17,6 +17,7 @@ import trio
 from ._errors import CursorStoreError, OwnershipLostError
 from ._ledger import Ledger, Position
 from ._notices import FirstStart, PositionNotSaved, PositionSaved, Reporter, Resumed
+from ._redact import presentable
 from ._settings import LIFE_INTERVAL, SAVE_INTERVAL, SAVE_RETRIES, SAVE_TIMEOUT
 from ._stores import CursorSession, CursorStore
 
@@ -99,7 +100,7 @@ class Keeper:
         self._opened.set()
 
     async def _load(self, session: CursorSession, team: str) -> Position | None:
-        whose = f"the position of consumer {self._consumer!r} of team {team}"
+        whose = f"the position of consumer {self._consumer!r} of team {presentable(team, 80)}"
         try:
             position = await self._bounded("loaded", session.load)
         except OwnershipLostError:
@@ -114,9 +115,10 @@ class Keeper:
                 f"{self._store!r} has loaded {type(position).__name__} for {whose}, not a Position; it is left as it is"
             )
         if position is not None and position.team not in (None, team):
+            other = presentable(str(position.team), 80)
             raise CursorStoreError(
-                f"{whose}, to which the API key belongs, is a position in the stream of team {position.team}; it is left as "
-                f"it is, and the client does not start. Use a key of team {position.team}, or another consumer="
+                f"{whose}, to which the API key belongs, is a position in the stream of team {other}; it is left as "
+                f"it is, and the client does not start. Use a key of team {other}, or another consumer="
             )
         return position
 

@@ -16,9 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kadoa_trio._notices
-from kadoa_trio import FailedForward, Gap, GapReason, MemoryCursorStore, Notice
+from kadoa_trio import (
+    CursorStoreError,
+    FailedForward,
+    Gap,
+    GapReason,
+    MemoryCursorStore,
+    Notice,
+    Position,
+    open_realtime,
+)
 from kadoa_trio._redact import Secret, censor, presentable
 from kadoa_trio.cli._output import say
+from kadoa_trio.testing import open_simulated_kadoa
 
 VALUE = "hush-hush/secret word+é"
 HOSTILE = "\x1b]0;owned\x07\r\nkadoa-trio: connection 9: live\u202e\u2028\x00" * 20_000
@@ -158,6 +168,19 @@ async def test_refused_consumer_is_named_in_one_printable_line() -> None:
         await store.open(HOSTILE, "default")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1_000
+
+
+async def test_team_of_a_saved_position_is_named_in_one_printable_line(autojump_clock: Any) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        store = MemoryCursorStore()
+        session = await store.open(kadoa.team_id, "default")
+        await session.save(Position(team=HOSTILE, cursor="1-0"))
+        await session.aclose()
+        with pytest.raises(CursorStoreError, match="owned") as caught:
+            async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store):
+                pass
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 1_000
 
 
 def test_command_says_one_printable_line_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
