@@ -33,9 +33,13 @@ TEAM: Final = "team-1"
 SECRETS: Final = ("S3CR3TKEY", "S3CR3TTOKEN")
 LIFE_OF_A_CONNECTION: Final = 5 * 3_600.0
 """A connection may be replaced for its age after this many seconds."""
+FIRST_WAIT: Final = 0.55
+"""A first wait of the backoff, in seconds, and a little more."""
 SHORT_REFUSAL: Final = 60.0
 """A cursor may not be given up for a refusal that is shorter than this, in seconds."""
 _TYPES: Final = ("workflow_finished", "workflow_failed", "workflow_data_change", "credits_low")
+_NOTICE: Final = -1
+"""Stands where the serial of an event would, for a notice whose reading matters."""
 FILTER: Final = frozenset({"workflow_finished", "workflow_failed"})
 
 
@@ -87,6 +91,8 @@ class Conn:
         self.token_number = 0
         self.cursor: str | None = None
         self.subscribed = False
+        self.effective = False
+        """Its subscription has taken effect."""
         self.live = False
         """It is sent live events."""
         self.live_at = 0.0
@@ -196,17 +202,22 @@ class Conn:
             if self.first_frame_at is None and data[0] == 0x81:
                 self.first_frame_at = now
             self.last_frame_at = now
-            if serial is not None and serial not in self.place:
+            if serial == _NOTICE:
+                while not (self.wire.client_waits and not self.wire.to_client) and not self.wire.is_over:
+                    await trio.sleep(0.001 if self.wire.client_waits else 0.05)
+                if not self.wire.is_over:
+                    self.server.announced()
+            elif serial is not None and serial not in self.place:
                 self.place[serial] = len(self.place)
                 if self.run is not None and serial not in self.run.brought:
                     self.run.brought.add(serial)
-                    self.fresh += 1
+                    self.fresh += serial not in self.server.world.handed_ever
 
     async def _beat(self) -> None:
         if self.server.style.heartbeat:
             while True:
                 await trio.sleep(self.server.style.heartbeat)
-                if not self.closing:
+                if self.effective and not self.closing:
                     self.heartbeat()
 
     # ---- receiving ---------------------------------------------------------------------------------------------
@@ -398,10 +409,12 @@ class Server:
             world.fail("lossless", f"the client resumes from {cursor!r}, which the server never sent")
             return
         world.subscribed(conn)
+        if style.lag:
+            # No heartbeat before that: a client could not know that it is not subscribed yet.
+            await trio.sleep(style.lag)
+        conn.effective = True
         if style.greets:
             conn.heartbeat()
-        if style.lag:
-            await trio.sleep(style.lag)
         now = trio.current_time()
         start: int | None = None
         if cursor is not None:
@@ -547,7 +560,7 @@ class Server:
             )
         healthy = [conn for conn in self.conns if conn.healthy]
         if any(conn.deaf for conn in healthy) and not any(not conn.deaf for conn in healthy):
-            if style.cursors == "none":
+            if style.cursors == "none" or self.world.anchor is None:
                 item.exempt = "sent while the server had lost the subscription, and no cursor can bring it back"
         for conn in self.conns:
             conn.put_live(item)
@@ -592,11 +605,13 @@ class Server:
         conns = [conn for conn in self.chosen(which) if conn.live and not conn.closing]
         for conn in conns:
             conn.draining = True
-            conn.put(json.dumps(notice).encode())
-        if promised is False and conns:
-            self.boundary = len(self.log)
-            self.unpromised_at = trio.current_time()
+            conn.put(json.dumps(notice).encode(), _NOTICE if promised is False else None)
         return conns
+
+    def announced(self) -> None:
+        """Note that a client has read that no resumption is promised."""
+        self.boundary = len(self.log)
+        self.unpromised_at = trio.current_time()
 
     def garbage(self, kind: int) -> None:
         text = GARBAGE[kind]
@@ -630,7 +645,7 @@ class Server:
             and len(self.attempts) < 40
             and self.world.is_up(conn.run)
         ):
-            self.attempt_due = (now, now + 0.25 + 2 * self.style.latency)
+            self.attempt_due = (now, now + FIRST_WAIT + 2 * self.style.latency)
 
     def client_closes(self, conn: Conn) -> None:
         """Look at a connection that the client ends."""

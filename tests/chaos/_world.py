@@ -702,7 +702,7 @@ class World:
         if before is not None and before.cursor is not None and not dropped:
             if position.cursor is None:
                 self.fail("crash-safe", f"the saved cursor {before.cursor} was wiped")
-            elif cursors[position.cursor][0] < cursors[before.cursor][0]:
+            elif self.program.style.order == "before" and cursors[position.cursor][0] < cursors[before.cursor][0]:
                 self.fail("crash-safe", f"the saved position went back from {before.cursor} to {position.cursor}")
         if len(position.recent) > 1_000 or len(position.settled) > 25_000:
             self.fail("bounded", f"a position of {len(position.settled)} + {len(position.recent)} ids")
