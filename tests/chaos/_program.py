@@ -409,7 +409,8 @@ class _Maker:
     def motif_outage(self) -> None:
         """Nothing can be reached for a while, and events are sent meanwhile."""
         length = self.choice((3.0, 20.0, 60.0))
-        self.step(self.pause(), "token", self.choice(("503", "reset", "hang")), length, None)
+        how, asked = self.choice((("503", None), ("reset", None), ("hang", None), ("503", 500), ("429", 20)))
+        self.step(self.pause(), "token", how, length, asked)
         self.step(0, "reset", "all")
         self.step(self.seconds(0, length / 2), "emit", self.integer(1, 20), 0.1)
         self.step(length / 2, "emit", self.integer(0, 5), 0.1)
@@ -619,7 +620,7 @@ class _Maker:
     def motif_drains(self) -> None:
         """Chained drains."""
         for _ in range(self.integer(1, 5)):
-            self.step(self.seconds(0, 6), "drain", self.choice((500, 100, None)), True, self.choice((0.6, 2.0)), "all")
+            self.step(self.seconds(0, 6), "drain", self.choice((500, 100, None)), True, self.choice((0.6, 2.0, None)), "all")
             self.step(self.seconds(0, 1), "emit", self.integer(0, 5), 0.1)
 
     def motif_progress(self) -> None:

@@ -539,7 +539,7 @@ class Server:
             "eventId": expected,
             "createdAt": iso(now),
         }
-        text = json.dumps(message, ensure_ascii=not size).encode()
+        text = json.dumps(message, ensure_ascii=not size or event_id == "\ud800lone").encode()
         item = Item(serial, now, self.world.wall(), text, expected, cursor, event_type, row)
         if cursor is not None:
             first, _ = self.cursors.get(cursor, (serial, serial))
@@ -774,7 +774,7 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             if server.acknowledging > 4:
                 server.world.fail("bounded", f"{server.acknowledging} acknowledgements at once")
-            await trio.sleep(0.01)
+            await trio.sleep(0.3)
             return httpx.Response(200, json={})
         finally:
             server.acknowledging -= 1

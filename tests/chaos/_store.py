@@ -94,7 +94,7 @@ class ChaosSession:
         if run.dead:
             await trio.lowlevel.checkpoint()
             return
-        covered = frozenset(store.world.settled)
+        covered = run.covered | run.settled_here
         store.world.check_save(run, position, store.value)
         kind = store.current(run)
         if kind == "slow":
@@ -116,6 +116,7 @@ class ChaosSession:
             await trio.lowlevel.checkpoint()
             return
         if kind == "lost":
+            run.doomed = True
             await trio.lowlevel.checkpoint()
             raise OwnershipLostError("taken over")
         await store.meet(run, ("fail", "odd", "hang"))

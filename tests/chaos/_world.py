@@ -133,6 +133,8 @@ class Run:
     saved_here: int = 0
     store_failed: bool = False
     lied_to: bool = False
+    doomed: bool = False
+    """The store has said that somebody else owns the position: the client must end."""
     waiting: bool = False
     restart_after: float = 0.5
     settings: dict[str, int] = attrs.field(factory=dict)
@@ -220,7 +222,7 @@ class World:
             and run is self.run
             and run.realtime is not None
             and run.left_at is None
-            and not (run.dead or run.stopped or run.ended)
+            and not (run.dead or run.stopped or run.ended or run.doomed)
         )
 
     def wanted(self, item: Item) -> bool:
@@ -542,7 +544,7 @@ class World:
             await self._work(run)
             if self.program.options.position == "own" and not run.dead and serial is not None:
                 position = run.realtime.position_after(event)
-                covered = frozenset(self.settled | {serial})
+                covered = run.covered | run.settled_here | {serial}
                 self.check_save(run, position, self.own[0], also=serial)
                 self.own = (position, covered)
             self.settling(run, serial)
@@ -593,7 +595,7 @@ class World:
         _ = event.message, event.timestamp, repr(event)
         if serial in run.handed and serial not in run.failed:
             self.fail("once", f"event {serial} was handed out twice in one process")
-        if serial in run.covered and serial not in run.failed and len(self.settled) < 900:
+        if serial in run.covered and serial not in run.failed and len(run.covered) < 900:
             self.fail("once", f"event {serial} was handed out again, although a completed save covers it")
         if not self.wanted(item):
             self.fail("structured", f"event {serial} of type {item.type} was handed out in spite of event_types")
