@@ -22,6 +22,7 @@ FEATURES: dict[str, str] = {
     "grouped": "neighbours share a cursor; a replay begins with the whole group",
     "live_first": "live events come before the replay",
     "interleaved": "live events come between the pages of a replay",
+    "late_replay": "a replay after live events begins later than stable_after",
     "paged": "a replay comes in pages, with seconds between them",
     "coarse": "a replay begins earlier than asked",
     "inclusive": "a replay begins with the event of the cursor",
@@ -263,7 +264,9 @@ class _Maker:
                 break
         if self.on("live_first", 25):
             style["order"] = "live_first"
-            style["replay_delay"] = self.choice((0.0, 0.5, 3.0, 12.0))
+            style["replay_delay"] = self.choice((0.0, 0.5, 3.0))
+            if self.on("late_replay", 20):
+                style["replay_delay"] = 12.0
         elif self.on("interleaved", 25):
             style["order"] = "interleaved"
         if self.on("paged", 30):
@@ -678,7 +681,7 @@ MOTIFS: dict[str, frozenset[str]] = {
     "crashes": frozenset({"crash"}),
     "drains": frozenset({"drains"}),
     "slow_page": frozenset({"token_faults", "resets", "paged", "interleaved"}),
-    "short_lives": frozenset({"short_lives", "token_faults"}),
+    "short_lives": frozenset({"short_lives", "token_faults", "paged"}),
     "refused": frozenset({"refused", "resets"}),
     "check_stuck": frozenset({"refused", "replay_down", "token_faults", "handshake_faults"}),
     "probe_reset": frozenset({"refused", "stalls", "small_buffers"}),

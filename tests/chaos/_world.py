@@ -718,7 +718,7 @@ class World:
         item = self._unexplained([*self.gaps, *position.gaps], end)
         if added and also is not None:
             self.settled.discard(also)
-            self.low = min(self.low, also)
+            self.low = max(self.owed_from, min(self.low, also))
         if item is not None:
             what = "was not settled" if item.serial in run.handed else "was never handed out"
             self.fail(
@@ -855,7 +855,7 @@ class World:
 
     async def _watch(self) -> None:
         """Look at what no event brings to light."""
-        unread_at = 0.0
+        unread_at = frame_at = 0.0
         while True:
             await trio.sleep(_TICK)
             now, run, server = trio.current_time(), self.run, self.server
@@ -876,7 +876,7 @@ class World:
                 unread_at = now
             if now - max(self.alive_at, server.last_attempt, unread_at) > 240:
                 self.fail("not deaf", f"no healthy connection and no attempt since {server.last_attempt:.1f} s")
-            frame_at = max((conn.last_frame_at for conn in conns), default=0.0)
+            frame_at = max([frame_at, *(conn.last_frame_at for conn in conns)])
             state = run.realtime.state.value
             if state == "live" and now - max(frame_at, unread_at, run.started_at) > 50:
                 self.fail("not deaf", f"the state is live, and the last frame came at {frame_at:.1f} s")
