@@ -20,6 +20,7 @@ NOT_YET: frozenset[str] = frozenset(
     {
         "blocked",
         "deaf",
+        "filters",
         "lag",
         "late_replay",
         "no_cursors",
