@@ -292,7 +292,7 @@ class _Maker:
             style["heartbeat"] = self.choice((5.0, 25.0))
         style["greets"] = not self.chance(25)
         if self.on("fragments", 10):
-            style["chunk"] = self.choice((1, 7, 100))
+            style["chunk"] = self.choice((5, 37, 100))
         if self.on("small_buffers", 20):
             style["window"] = self.choice((1_024, 8_192))
         style["drop_unread"] = self.chance(25)
@@ -611,7 +611,18 @@ class _Maker:
         self.step(0.2, "emit", self.integer(3, 30), 0.05)
         if "crash" in self.features and self.chance(60):
             self.step(self.seconds(0, 5), "crash", self.integer(0, 100), 1.0)
+        elif "leave" in self.features:
+            self.step(self.seconds(0, 5), "leave", self.integer(0, 100), 1.0)
         self.step(1.0, "emit", 3, 0.05)
+
+    def motif_failing(self) -> None:
+        """Deliveries that fail."""
+        if self.options.get("position") == "own":
+            del self.options["position"]
+        self.options["consumer"] = self.choice(("delivery", "workers"))
+        self.options["workers"] = 2
+        self.step(self.pause(), "fail", self.integer(1, 4))
+        self.step(0.1, "emit", self.integer(1, 8), self.choice((0.0, 0.3)))
 
     def motif_crashes(self) -> None:
         """Crashes, one after the other, while events come."""
@@ -698,6 +709,7 @@ MOTIFS: dict[str, frozenset[str]] = {
     "start_cut": frozenset({"start_cut", "store_faults"}),
     "store": frozenset({"store_faults"}),
     "progress": frozenset({"resets"}),
+    "failing": frozenset({"failing", "workers"}),
 }
 """Motifs, and the features that they need."""
 
