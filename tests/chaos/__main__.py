@@ -73,9 +73,7 @@ def main() -> int:
     totals: collections.Counter[str] = collections.Counter()
     if options.jobs > 1:
         pool = concurrent.futures.ProcessPoolExecutor(options.jobs)
-        results = pool.map(
-            _one, options.seeds, itertools.repeat(features), itertools.repeat(ignore), chunksize=8
-        )
+        results = pool.map(_one, options.seeds, itertools.repeat(features), itertools.repeat(ignore), chunksize=8)
     else:
         results = map(_one, options.seeds, itertools.repeat(features), itertools.repeat(ignore))
     for seed, result, crash in results:
@@ -93,7 +91,9 @@ def main() -> int:
             continue
         failures += 1
         totals[f"broken: {result.violation.promise}"] += 1
-        print(f"seed {seed}: {result.violation}\n    python -m tests.chaos --seeds {seed} --trace{switches}", flush=True)
+        print(
+            f"seed {seed}: {result.violation}\n    python -m tests.chaos --seeds {seed} --trace{switches}", flush=True
+        )
         program = of_seed(seed, features)
         if options.trace:
             print(program)

@@ -32,7 +32,18 @@ from ._world import PROMISES, execute
 Patch = tuple[Any, str, Any]
 
 PLAIN = frozenset(
-    {"drains", "closes", "resets", "token_faults", "handshake_faults", "opaque", "some_cursors", "crash", "leave", "stop"}
+    {
+        "drains",
+        "closes",
+        "resets",
+        "token_faults",
+        "handshake_faults",
+        "opaque",
+        "some_cursors",
+        "crash",
+        "leave",
+        "stop",
+    }
 )
 """What every mutation is looked for with, and what it needs besides."""
 
@@ -107,9 +118,7 @@ def attempts_come_without_waits() -> list[Patch]:
 @_mutation(100, "not deaf")
 def a_long_retry_after_is_obeyed() -> list[Patch]:
     real = backoff.Backoff.delay
-    return [
-        (backoff.Backoff, "delay", lambda self, retry_after=None: max(real(self, retry_after), retry_after or 0.0))
-    ]
+    return [(backoff.Backoff, "delay", lambda self, retry_after=None: max(real(self, retry_after), retry_after or 0.0))]
 
 
 @_mutation(30, "order")
@@ -251,5 +260,7 @@ def report() -> int:
             missed += 1
             print(f"MISSED {name}: not within {mutation.within} seeds ({seconds:.1f} s)", flush=True)
         else:
-            print(f"caught {name}: seed {found[0]} of {mutation.within} ({seconds:.1f} s): {found[1][:150]}", flush=True)
+            print(
+                f"caught {name}: seed {found[0]} of {mutation.within} ({seconds:.1f} s): {found[1][:150]}", flush=True
+            )
     return 1 if missed else 0

@@ -247,9 +247,7 @@ class _Maker:
                 self.choice(motifs)()
         for _ in range(self.integer(0, 4)):
             self.one()
-        return Program(
-            seed=seed, style=Style(**self.style), options=Options(**self.options), steps=tuple(self.steps)
-        )
+        return Program(seed=seed, style=Style(**self.style), options=Options(**self.options), steps=tuple(self.steps))
 
     def make_style(self) -> None:
         style = self.style
@@ -444,8 +442,8 @@ class _Maker:
         self.step(self.pause(), "token", "503", 30.0, None)
         self.step(0, "reset", "all")
         self.step(1.0, "emit", 150, 0.1)
-        self.step(15.0, "lives", self.seconds(3, 9), self.seconds(150, 240), self.choice(("reset", "close")))
-        for _ in range(4):
+        self.step(15.0, "lives", self.seconds(3, 9), self.seconds(240, 360), self.choice(("reset", "close")))
+        for _ in range(6):
             self.step(40.0, "emit", 3, 1.0)
 
     def motif_refused(self) -> None:
@@ -634,7 +632,9 @@ class _Maker:
     def motif_drains(self) -> None:
         """Chained drains."""
         for _ in range(self.integer(1, 5)):
-            self.step(self.seconds(0, 6), "drain", self.choice((500, 100, None)), True, self.choice((0.6, 2.0, None)), "all")
+            self.step(
+                self.seconds(0, 6), "drain", self.choice((500, 100, None)), True, self.choice((0.6, 2.0, None)), "all"
+            )
             self.step(self.seconds(0, 1), "emit", self.integer(0, 5), 0.1)
 
     def motif_progress(self) -> None:

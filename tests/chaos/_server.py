@@ -33,6 +33,8 @@ TEAM: Final = "team-1"
 SECRETS: Final = ("S3CR3TKEY", "S3CR3TTOKEN")
 LIFE_OF_A_CONNECTION: Final = 5 * 3_600.0
 """A connection may be replaced for its age after this many seconds."""
+STUCK: Final = 5
+"""Connections in a row that may resume from one cursor although each brought a part of the replay."""
 FIRST_WAIT: Final = 0.55
 """A first wait of the backoff, in seconds, and a little more."""
 SHORT_REFUSAL: Final = 60.0
@@ -203,7 +205,7 @@ class Conn:
                 self.first_frame_at = now
             self.last_frame_at = now
             if serial == _NOTICE:
-                while not (self.wire.client_waits and not self.wire.to_client) and not self.wire.is_over:
+                while not (self.wire.client_waits and not self.wire.to_client) and not self.wire.is_over:  # noqa: ASYNC110  # of virtual time
                     await trio.sleep(0.001 if self.wire.client_waits else 0.05)
                 if not self.wire.is_over:
                     self.server.announced()
@@ -240,15 +242,12 @@ class Conn:
                 size, at = buffer[1] & 0x7F, 2
                 if size == 126 and len(buffer) >= 4:
                     size, at = struct.unpack("!H", buffer[2:4])[0], 4
-                if size < 126 or at == 4:
-                    if len(buffer) >= at + 4 + size:
-                        mask = buffer[at : at + 4]
-                        payload = bytes(
-                            byte ^ mask[place % 4] for place, byte in enumerate(buffer[at + 4 : at + 4 + size])
-                        )
-                        opcode = buffer[0] & 0x0F
-                        del buffer[: at + 4 + size]
-                        return opcode, payload
+                if (size < 126 or at == 4) and len(buffer) >= at + 4 + size:
+                    mask = buffer[at : at + 4]
+                    payload = bytes(byte ^ mask[place % 4] for place, byte in enumerate(buffer[at + 4 : at + 4 + size]))
+                    opcode = buffer[0] & 0x0F
+                    del buffer[: at + 4 + size]
+                    return opcode, payload
             data = await self.wire.read()
             if not data:
                 return None
@@ -370,9 +369,7 @@ class Server:
             else:
                 extra = "" if retry_after is None else f"Retry-After: {retry_after}\r\n"
                 body = f"refused {token}" if self.world.program.options.debug else "refused"
-                conn.wire.write_now(
-                    f"HTTP/1.1 {kind} Odd\r\n{extra}Content-Length: {len(body)}\r\n\r\n{body}".encode()
-                )
+                conn.wire.write_now(f"HTTP/1.1 {kind} Odd\r\n{extra}Content-Length: {len(body)}\r\n\r\n{body}".encode())
                 conn.wire.finish()
             return
         if not conn.token_number:
@@ -559,9 +556,9 @@ class Server:
                 }
             )
         healthy = [conn for conn in self.conns if conn.healthy]
-        if any(conn.deaf for conn in healthy) and not any(not conn.deaf for conn in healthy):
-            if style.cursors == "none" or self.world.anchor is None:
-                item.exempt = "sent while the server had lost the subscription, and no cursor can bring it back"
+        deaf = bool(healthy) and all(conn.deaf for conn in healthy)
+        if deaf and (style.cursors == "none" or self.world.anchor is None):
+            item.exempt = "sent while the server had lost the subscription, and no cursor can bring it back"
         for conn in self.conns:
             conn.put_live(item)
         return item
@@ -674,7 +671,7 @@ class Server:
             or conn.cursor is None
             or conn.refused
             or not conn.brought
-            or not conn.wire.client_waits
+            or conn.wire.to_client
             or (self.same_cursor and self.same_cursor[-1].cursor != conn.cursor)
             or (self.same_cursor and self.same_cursor[-1].run is not conn.run)
             or trio.current_time() - conn.live_at < 1.0
@@ -682,7 +679,7 @@ class Server:
             self.same_cursor = []
             return
         self.same_cursor.append(conn)
-        if len(self.same_cursor) >= 12:
+        if len(self.same_cursor) >= STUCK:
             self.world.fail(
                 "not deaf",
                 f"{len(self.same_cursor)} connections in a row resumed from {conn.cursor}, although each brought a "
