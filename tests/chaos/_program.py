@@ -549,10 +549,12 @@ class _Maker:
         self.options["consumer"] = "loop"
         if "no_cursors" in self.features and self.chance(50):
             self.style["cursors"] = "none"
-        self.step(self.pause(), "stall", self.choice((75.0, 100.0)))
+        self.step(self.pause(), "drain", 3_000, False, None, "all")
+        self.step(self.seconds(0.1, 1), "stall", self.choice((75.0, 100.0, 20.0)))
         self.step(0.1, "emit", self.integer(10, 40), 0.01)
-        self.step(0.5, "drain", 500, False, None, "all")
-        self.step(self.seconds(5, 20), "emit", 3, 0.2)
+        if self.chance(50):
+            self.step(self.seconds(0, 3), "emit", 3, 0.2)
+        self.step(self.seconds(5, 20), "emit", self.integer(0, 3), 0.2)
         self.step(90.0, "emit", 1, 0.1)
 
     def motif_4xx_live(self) -> None:
