@@ -35,6 +35,8 @@ LIFE_OF_A_CONNECTION: Final = 5 * 3_600.0
 """A connection may be replaced for its age after this many seconds."""
 STUCK: Final = 5
 """Connections in a row that may resume from one cursor although each brought a part of the replay."""
+LONGEST_ID: Final = 256
+"""A longer id, in characters, is replaced by one of the client's."""
 FIRST_WAIT: Final = 0.55
 """A first wait of the backoff, in seconds, and a little more."""
 SHORT_REFUSAL: Final = 60.0
@@ -520,7 +522,7 @@ class Server:
         if cursor is not None:
             message["_cursor"] = cursor
         expected: str | None = None
-        if isinstance(event_id, str) and event_id and "\ud800" not in event_id:
+        if isinstance(event_id, str) and event_id and "\ud800" not in event_id and len(event_id) <= LONGEST_ID:
             expected = event_id
         elif isinstance(event_id, int) and not isinstance(event_id, bool):
             expected = str(event_id)
