@@ -637,6 +637,8 @@ class Server:
             and not (conn.draining or conn.replaying)
             and conn.wire.client_waits
             and not conn.wire.to_client
+            and conn.run is not None
+            and conn.run.waiting  # else it may be the client that waits for space
             and conn.token_number == len(self.tokens)
             and sum(one.open for one in self.conns) == 1
             and not any(end > now - 120 for _, end in self.refusals)
