@@ -153,15 +153,15 @@ def a_failed_delivery_is_settled() -> list[Patch]:
 
 @_mutation(60, "not deaf")
 def a_drained_connection_gets_no_replacement() -> list[Patch]:
-    real = supervisor.Supervisor._needs_heir
+    real = supervisor.Supervisor._needs_replacement
 
-    async def needs_heir(self: Any, newest: Any) -> float:
+    async def needs_replacement(self: Any, newest: Any) -> float:
         earliest = await real(self, newest)
         if newest.draining.is_set():
             await trio.sleep_forever()
         return earliest
 
-    return [(supervisor.Supervisor, "_needs_heir", needs_heir)]
+    return [(supervisor.Supervisor, "_needs_replacement", needs_replacement)]
 
 
 @_mutation(30, "crash-safe, cursor kept, lossless")
