@@ -1064,3 +1064,92 @@ def test_late_pins_of_a_slow_program_are_dropped_when_their_cursor_is_passed() -
     ledger.settle(stuck)
     assert ledger.settled_position().settled == ()
     assert ledger.settled_position().cursor == cursor(4)
+
+
+# ---- corners -------------------------------------------------------------------------------------------------------
+
+
+def test_position_with_ids_and_no_cursor_can_be_resumed_from() -> None:
+    ledger = Ledger(WINDOW, Position(settled=(name(1),), recent=(name(0),)))
+    opened(ledger, 1)
+    assert ledger.knows(name(0))
+    assert ledger.knows(name(1))
+    assert ledger.settled_position().settled == ()
+
+
+def test_withdrawn_promise_means_nothing_without_a_cursor() -> None:
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    ledger.withdraw_promise()
+    feed(ledger, 1, 1)
+    ledger.ended(1, at(1))
+    opened(ledger, 2, 1)
+    assert ledger.tick(2, at(1 + STABLE_AFTER)) == []
+
+
+def test_connection_that_lost_the_lead_by_force_leads_again() -> None:
+    ledger = led(0, window=20)
+    opened(ledger, 2)
+    found = feed(ledger, 2, *range(1, 12))
+    assert found == [GapReason.UNPROVED]
+    feed(ledger, 1, 12)
+    ledger.ended(2, at(1))
+    assert ledger.resume_cursor == cursor(12)
+
+
+def test_event_without_a_cursor_is_pinned_until_the_next_one_with_it() -> None:
+    ledger = led(0)
+    feed(ledger, 1, 1, cursors=False)
+    assert ledger.settled_position().settled == (name(1),)
+    feed(ledger, 1, 2)
+    assert ledger.settled_position().settled == ()
+
+
+def test_opaque_repetition_of_what_is_covered_moves_nothing() -> None:
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    feed(ledger, 1, 1, 2, 3, cursors="opaque")
+    ledger.ended(1, at(1))
+    opened(ledger, 2, 1)
+    feed(ledger, 2, 2, cursors="opaque", seconds=2)  # the replay begins earlier than asked
+    assert ledger.resume_cursor == "opaque 3"
+
+
+def test_neighbour_that_another_connection_left_ahead_is_covered_by_the_replay() -> None:
+    ledger = resumed(10)
+    opened(ledger, 3, 1)
+    ledger.admit(3, "11b", cursor(11), at(1))
+    feed(ledger, 2, 50, 11)
+    assert ledger.resume_cursor == cursor(11)
+    ledger.repeat(2, "11b", cursor(11), at(2))
+    assert "11b" not in ledger._ahead
+
+
+def test_event_without_a_cursor_between_others_is_passed_with_them() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 11)
+    feed(ledger, 2, 12, cursors=False)
+    feed(ledger, 2, 13, 50, 14)
+    assert ledger.resume_cursor == cursor(14)
+    assert set(ledger.settled_position().settled) == {name(50)}
+
+
+def test_settling_twice_counts_once() -> None:
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    entry, _ = ledger.admit(1, name(1), cursor(1), at())
+    ledger.settle(entry)
+    ledger.settle(entry)
+    assert ledger.settled_count == 1
+
+
+def test_older_generations_are_covered_when_a_replacement_is_trusted() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 30, cursors=False)
+    ledger.ended(2, at(1))
+    opened(ledger, 3, 2)
+    feed(ledger, 3, 31, seconds=3)
+    ledger.tick(3, at(3 + TRUSTED))
+    ledger.tick(3, at(4 + TRUSTED))
+    assert ledger.trusts(3)
+    assert not ledger._ahead
