@@ -18,7 +18,7 @@ from ._errors import CursorStoreError, OwnershipLostError
 from ._ledger import Ledger, Position
 from ._notices import FirstStart, PositionNotSaved, PositionSaved, Reporter, Resumed
 from ._redact import presentable
-from ._settings import LIFE_INTERVAL, SAVE_INTERVAL, SAVE_RETRIES, SAVE_TIMEOUT
+from ._settings import IDS_A_SAVE, LIFE_INTERVAL, SAVE_INTERVAL, SAVE_RETRIES, SAVE_TIMEOUT
 from ._stores import CursorSession, CursorStore
 
 _T = TypeVar("_T")
@@ -151,7 +151,8 @@ class Keeper:
                 if failures:
                     self._reporter.publish(PositionSaved, failures=failures)
                 failures = 0
-                await trio.sleep_until(started + SAVE_INTERVAL)
+                ids = 0 if self._saved is None else len(self._saved.settled)
+                await trio.sleep_until(started + SAVE_INTERVAL * (1 + ids / IDS_A_SAVE))
 
     async def _save(self) -> None:
         assert self._session is not None

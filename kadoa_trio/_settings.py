@@ -44,6 +44,8 @@ LEAVE_TIMEOUT = 2.0
 """How long leaving may take in all, in seconds: sockets, the last save, the last acknowledgements."""
 SAVE_INTERVAL = 0.05
 """At least so long passes between the starts of two saves, in seconds: what is settled meanwhile is one save."""
+IDS_A_SAVE = 1_000
+"""For each so many ids beside the cursor, a position is saved that much less often: writing them takes the time of events."""
 SAVE_RETRIES = 0.1, 10.0
 """The first and the longest wait after a failed save, in seconds; it doubles between."""
 LIFE_INTERVAL = 60.0
