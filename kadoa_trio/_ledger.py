@@ -1080,7 +1080,8 @@ class Ledger:
     def _position(self, tail: _Tail, pending: Iterable[Entry], also: Entry | None, now: Moment | None) -> Position:
         settled: list[str] = []
         # Without a cursor nothing can be replayed; but a repair of the gap that follows may find the newest events.
-        recent = list(self._recent)[-RECENT_IDS_WITHOUT_CURSOR:]
+        newest = [*self._recent, also.id] if also is not None and also.id is not None else list(self._recent)
+        recent = newest[-RECENT_IDS_WITHOUT_CURSOR:]
         if tail.cursor is not None:
             pinned = {*tail.pins, *tail.late_pins}
             ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
@@ -1088,7 +1089,6 @@ class Ledger:
             others = [entry for entry in (*ahead, *beyond) if entry.id not in pinned]
             settled = [*tail.pins, *tail.late_pins, *_ids_in_order(others)]
             known = set(settled)
-            newest = [*self._recent, also.id] if also is not None and also.id is not None else self._recent
             recent = [event_id for event_id in newest if event_id not in known][-RECENT_IDS:]
         return Position(
             team=self.team,

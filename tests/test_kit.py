@@ -132,8 +132,8 @@ async def test_position_and_subscriptions_can_be_asked_for(autojump_clock: Any) 
                 kadoa.publish()
                 await realtime.events.receive()
                 realtime.events.settle()
-                # A connection that resumed moves the cursor when it is stable; until then the id stands beside it.
-                await trio.sleep(30)
+                # A connection that resumed moves the cursor after 3 times stable_after; until then the id stands beside it.
+                await trio.sleep(40)
         first, second = kadoa.published
         position = store.position()
         assert position is not None
