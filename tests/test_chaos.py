@@ -60,7 +60,7 @@ QUICK = (
     "neighbours_are_swapped",
     "events_are_settled_when_they_are_received",
     "there_is_always_space",
-    "every_refusal_is_final",
+    "refusals_have_no_grace",
     "the_token_is_logged",
 )
 """Mutations that are caught within seconds. ``python -m tests.chaos --mutations`` tries all of them."""

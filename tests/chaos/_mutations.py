@@ -24,7 +24,6 @@ import kadoa_trio._connection as connection
 import kadoa_trio._http as http
 import kadoa_trio._ledger as ledger
 import kadoa_trio._supervisor as supervisor
-from kadoa_trio import RequestRefusedError
 
 from ._program import ALL, of_seed
 from ._world import PROMISES, execute
@@ -208,12 +207,12 @@ def fifty_acknowledgements_at_once() -> list[Patch]:
     return [(acks, "ACKNOWLEDGEMENTS_IN_FLIGHT", 50)]
 
 
-@_mutation(60, "patient")
-def every_refusal_is_final() -> list[Patch]:
-    def refusal(self: Any, step: Any, answer: Any, *, final: bool) -> Exception:
-        return RequestRefusedError(step, answer.status)
+@_mutation(60, "patient", "token_4xx")
+def refusals_have_no_grace() -> list[Patch]:
+    def refused(self: Any, exc: Exception) -> float:
+        raise exc
 
-    return [(http.HttpClient, "_refusal", refusal)]
+    return [(supervisor.Supervisor, "_refused", refused)]
 
 
 @_mutation(10, "discreet")
@@ -222,7 +221,7 @@ def the_token_is_logged() -> list[Patch]:
 
     async def fetch_token(self: Any) -> Any:
         token = await real(self)
-        logging.getLogger("kadoa_trio.http").warning("got %s", token.access_token)
+        logging.getLogger("kadoa_trio.http").warning("got %s", token.access_token.reveal())
         return token
 
     return [(http.HttpClient, "fetch_token", fetch_token)]
