@@ -1079,9 +1079,9 @@ class Ledger:
 
     def _position(self, tail: _Tail, pending: Iterable[Entry], also: Entry | None, now: Moment | None) -> Position:
         settled: list[str] = []
-        # Without a cursor nothing can be replayed; but a repair of the gap that follows may find the newest events.
+        # Without a cursor nothing can be replayed; but a repair of an open gap, or of the one that follows, finds events.
         newest = [*self._recent, also.id] if also is not None and also.id is not None else list(self._recent)
-        recent = newest[-RECENT_IDS_WITHOUT_CURSOR:]
+        recent = newest if self._gaps else newest[-RECENT_IDS_WITHOUT_CURSOR:]
         if tail.cursor is not None:
             pinned = {*tail.pins, *tail.late_pins}
             ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]

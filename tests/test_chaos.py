@@ -16,9 +16,9 @@ from chaos._world import execute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-NOT_YET: frozenset[str] = frozenset({"late_replay", "repair", "secrets"})
+NOT_YET: frozenset[str] = frozenset()
 """What servers and programs may do that the client does not bear yet: known defects. To be empty."""
-IGNORED: frozenset[str] = frozenset({"bare"})
+IGNORED: frozenset[str] = frozenset()
 """Promises that are known not to be kept yet. To be empty."""
 SEEDS = 120
 SHARES = 8

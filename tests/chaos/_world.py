@@ -255,7 +255,7 @@ class World:
         self.server.emit()
         await trio.sleep(15)
         if self.program.options.repair:
-            await self._until(self._all_repaired, 900)
+            await self._until(self._all_repaired, 7200)
         self.check_end()
         run = self.run
         assert run is not None
@@ -264,6 +264,8 @@ class World:
             self._leave(run, 0.5)
             await self._recovered()
             await trio.sleep(15)
+            if self.program.options.repair:
+                await self._until(self._all_repaired, 7200)
             self.check_end()
         self.ending = True
         if self.run is not None:
@@ -434,6 +436,7 @@ class World:
             self.server.attempt_due = None
             self.server.same_cursor = []
             self.trace(f"process {run.number} begins")
+            self.server.last_token = ""  # of an earlier process: this one cannot know it
             self.server.last_attempt = self.alive_at = trio.current_time()
             await self._process(run)
             run.ended = True
