@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "typing", "docs", "coverage", "tests", "package", "minimum", "interop"]
+nox.options.sessions = ["lint", "typing", "docs", "coverage", "tests", "package", "minimum", "interop", "chaos"]
 nox.options.error_on_missing_interpreters = False
 nox.options.default_venv_backend = "venv"
 
@@ -18,7 +18,7 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
 PARALLEL = ("-n", "auto")
-IN_MEMORY = ("-m", "not sockets", "--ignore", "tests/test_crashes.py")
+IN_MEMORY = ("-m", "not sockets", "--ignore", "tests/test_crashes.py", "--ignore", "tests/test_chaos.py")
 """For sessions beside those that run everything: without the tests that take real time or processes of their own."""
 BUILT: list[Path] = []
 """The sdist and the wheel of this run of nox: built once, for every session."""
@@ -97,12 +97,19 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Branch coverage of the tests in memory, in one process; the ledger's must be complete."""
+    """Branch coverage of the ledger, by the tests that are about it: complete."""
     groups(session, "coverage")
     session.install("-e", ".[test]")
-    session.run("coverage", "run", "-m", "pytest", *IN_MEMORY, *session.posargs)
-    session.run("coverage", "report", "--skip-covered", "--show-missing")
-    session.run("coverage", "report", "--include=*/_ledger.py", "--fail-under=100")
+    about = session.posargs or ["tests/test_ledger.py", "tests/test_stores.py"]
+    session.run("coverage", "run", "-m", "pytest", *about)
+    session.run("coverage", "report", "--show-missing", "--include=*/_ledger.py,*/_cursors.py", "--fail-under=100")
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Random programs of the whole client, against a server written after the specification: 1,500 in all."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.chaos", *(session.posargs or ["--seeds", "10000:11500", "--jobs", "2"]))
 
 
 @nox.session

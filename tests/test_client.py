@@ -211,11 +211,11 @@ async def test_long_outage_is_outwaited_without_a_storm(autojump_clock: Any, pai
         kadoa.faults = Faults(**fault)
         kadoa.newest.reset()
         sent = kadoa.publish_many(3)
-        await trio.sleep(6 * HOUR)
+        await trio.sleep(HOUR)  # the waits are at their longest after a minute
         assert realtime.state is State.CONNECTING
         attempts = realtime.statistics().attempts - before
         # Backoff to 30 s at most, half of it on average: neither deaf nor a storm.
-        assert 6 * 60 <= attempts <= 6 * 60 * 6
+        assert 60 <= attempts <= 60 * 6
         kadoa.heal()
         assert await take(realtime, 3) == ids(sent)
         assert realtime.statistics().gap_count == 0
