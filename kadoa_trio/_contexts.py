@@ -82,13 +82,14 @@ class _AsyncContext(AbstractAsyncContextManager[_T_co], Generic[_T_co]):
         if generator is None:
             raise RuntimeError("a context manager of kadoa_trio was left twice")
         try:
-            return await self._leave(generator, exc)
+            # What the generator awaits on its way out is shielded and bounded there, where that is needed.
+            return await self._leave(generator, exc)  # noqa: ASYNC102
         except BaseException as raised:  # noqa: ASYNC103  # unless Python raises it itself behind this method
             if raised is not exc:
                 raise
             # As contextlib does: the traceback of the block, without this method's frames, which say nothing.
             raised.__traceback__ = traceback
-            return False
+            return False  # noqa: ASYNC104  # False has Python raise it again
         finally:
             del generator  # a frame in a traceback must not keep it
 

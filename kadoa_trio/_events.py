@@ -396,7 +396,7 @@ def _array_hook(kind: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
     # cattrs takes any iterable (the characters of a string, the keys of an object), and goes on after any number of
     # errors: 100,000 bad items, each an exception with its notes, took 16 s and 650 MB.
     item_kind = get_args(kind)[0]
-    structure = None if item_kind is Any else _converter().get_structure_hook(item_kind)
+    structure: Any = None if item_kind is Any else _converter().get_structure_hook(item_kind)
 
     def hook(value: Any, _kind: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
@@ -414,7 +414,8 @@ def _array_hook(kind: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
                 if len(errors) > _MAX_REASONS:
                     break
         if errors:
-            raise cattrs.IterableValidationError("items of an array", errors, kind)
+            # ExceptionGroup hides the arguments of cattrs' class from pyright.
+            raise cattrs.IterableValidationError("items of an array", errors, kind)  # pyright: ignore[reportCallIssue]
         return tuple(done)
 
     return hook

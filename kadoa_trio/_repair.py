@@ -255,8 +255,9 @@ class Repairer:
         while True:
             reading = _Reading()
             fault: KadoaError | None = None
+            scope = trio.move_on_after(REPAIR_TIMEOUT)
             try:
-                with trio.move_on_after(REPAIR_TIMEOUT) as scope:
+                with scope:
                     if caught_up is None:
                         # Before the gap is read: a log that has caught up cannot grow there any more.
                         caught_up = await self._search_after(gap, routes)
