@@ -29,6 +29,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(bool|bytes|dict|float|frozenset|int|list|object|str|tuple|type|None|optional|Any|Literal|Final|ClassVar)",
     ),
+    (r"py:.*", r"Secret"),  # of constructors that are not public
     (r"py:.*", r"(ValueError|OSError|LookupError|KeyboardInterrupt|BaseException|Exception|SystemExit|TracebackType)"),
     (r"py:.*", r"(Iterable|AsyncIterator|Mapping|Callable|Awaitable|AbstractAsyncContextManager|SSLContext)"),
     # Names as they stand in annotations of private modules; the public name is documented.

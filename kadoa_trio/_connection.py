@@ -301,6 +301,7 @@ class Connection:
                 settings=settings,
                 on_bytes=self._on_bytes,
                 wall_clock=shared.reporter.wall_clock,
+                also=shared.http.secrets,
             ) as socket:
                 self.cursor = shared.ledger.open(
                     self.generation,

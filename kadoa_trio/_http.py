@@ -106,9 +106,14 @@ class HttpClient:
     def __attrs_post_init__(self) -> None:
         self._secrets = (self._api_key, *proxy_secrets())
 
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What a server may repeat of what it was sent or has given: key, proxy password, the newest tokens."""
+        return (*self._secrets, *self._tokens)
+
     def censor(self, text: str) -> str:
         """Replace the API key and the newest tokens in *text*: a server may repeat them in its frames."""
-        return censor(text, *self._secrets, *self._tokens)
+        return censor(text, *self.secrets)
 
     async def fetch_token(self) -> Token:
         """Trade the API key for a fresh access token.
@@ -212,19 +217,19 @@ class HttpClient:
         await trio.lowlevel.checkpoint()  # whatever the transport does
         answer = _Answer(limit)
         # httpx's own time-outs are per operation: a server that sends a byte a second never meets one.
-        with censored_logs(*self._secrets), trio.move_on_after(timeout):
+        with censored_logs(*self.secrets), trio.move_on_after(timeout):
             try:
                 # Never bound to a name: it holds the key, or a webhook's secret.
                 response = await self._client.send(
                     self._build(method, url, with_key, content, params, headers), stream=True
                 )
                 try:
-                    await answer.read(response, *self._secrets)
+                    await answer.read(response, *self.secrets)
                 finally:
                     await response.aclose()
             except Exception as exc:
-                answer.fault = describe(exc, *self._secrets)
-                answer.cause = scrubbed(exc, *self._secrets)
+                answer.fault = describe(exc, *self.secrets)
+                answer.cause = scrubbed(exc, *self.secrets)
                 known = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError)
                 answer.is_bug = not isinstance(exc, known)
         return answer
@@ -280,7 +285,7 @@ class HttpClient:
         return bytes(answer.body)
 
     def _refusal(self, step: Step, answer: _Answer, status: int, *, final: bool) -> KadoaError:
-        message = server_message(bytes(answer.body), *self._secrets)
+        message = server_message(bytes(answer.body), *self.secrets)
         if final and status in (401, 403):
             return AuthenticationError(step, status, message)
         if final and 400 <= status < 500 and status not in _TEMPORARY_4XX:

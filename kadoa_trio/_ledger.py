@@ -100,9 +100,9 @@ class Gap:
     """A span of time in which events may have been missed."""
 
     since: datetime | None
-    """When the resume cursor stood, by this machine's clock: never later than the loss. None when nothing came before.
+    """When the resume cursor stood, by this machine's clock; None when nothing came before.
 
-    Where the clock was set meanwhile, the earlier reading counts.
+    It is never later than the loss. Where the clock was set meanwhile, the earlier reading counts.
     """
     until: datetime
     """When the connection that continues the stream delivered its first event, or had delivered none for a while.
@@ -132,14 +132,15 @@ class Position:
     recent: tuple[str, ...] = ()
     """The newest settled ids besides, at most 1,000, since a replay may start earlier than asked."""
     cursor_at: datetime | None = None
-    """When `cursor` stood, by this machine's clock: events after that time may be missing where nothing is replayed.
+    """When `cursor` stood, by this machine's clock.
 
-    Without a cursor, the time of the last settled event, or of the first start.
+    Events after that time may be missing where nothing is replayed. Without
+    a cursor, the time of the last settled event, or of the first start.
     """
     last_life: datetime | None = None
     """When the last frame came from the server."""
     promised: bool = True
-    """False if the server announced that it does not resume from `cursor`: the next run reports a possible gap."""
+    """False if the server announced that it does not resume from `cursor`; the next run reports a possible gap then."""
     gaps: tuple[Gap, ...] = ()
     """Possible gaps that nothing has closed, oldest first, at most 100."""
 

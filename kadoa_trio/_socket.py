@@ -135,6 +135,7 @@ async def open_socket(
     settings: Settings,
     on_bytes: Callable[[int], None],
     wall_clock: Callable[[], datetime] = _utc_now,
+    also: tuple[Secret, ...] = (),
 ) -> AsyncIterator[Socket]:
     """Open a WebSocket, within ``handshake_timeout``; leaving closes it.
 
@@ -148,6 +149,7 @@ async def open_socket(
         on_bytes: called as bytes of messages arrive, with their number: those
             of frame headers, pings and pongs do not count. It must not raise.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
+        also: what else is kept out of texts, such as earlier tokens.
 
     Raises:
         AuthenticationError: the upgrade was answered with 401 or 403.
@@ -162,7 +164,7 @@ async def open_socket(
         async with trio.open_nursery(strict_exception_groups=True) as nursery:
             # The nursery must see no exception of ours, or it would wrap it. Nothing is swallowed: see the last line.
             try:
-                opened = await _establish(nursery, url, token, settings, on_bytes, wall_clock)
+                opened = await _establish(nursery, url, token, settings, on_bytes, wall_clock, also)
                 try:
                     yield opened
                 finally:
@@ -275,6 +277,7 @@ async def _establish(
     settings: Settings,
     on_bytes: Callable[[int], None],
     wall_clock: Callable[[], datetime],
+    also: tuple[Secret, ...],
 ) -> Socket:
     parts = urlsplit(url)
     secure = parts.scheme == "wss"
@@ -283,7 +286,7 @@ async def _establish(
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~") or "/"
     timeout = settings.handshake_timeout
     opening = trio.move_on_after(timeout)
-    reader = _Reader(nursery, (token, *proxy_secrets()), on_end=opening)
+    reader = _Reader(nursery, (token, *proxy_secrets(), *also), on_end=opening)
     step: Step = "connect"
     stream: trio.abc.Stream | None = None
     watched: _WatchedStream | None = None

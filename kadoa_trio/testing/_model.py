@@ -105,7 +105,7 @@ class Faults:
     log_lag: float = 0.0
     """The log shows a row this many seconds after its event, on Trio's clock."""
     log_unnamed: bool = False
-    """The rows of the log do not name their channel: only the settings do."""
+    """The rows of the log do not name their channel; only the settings do."""
     log_oldest_first: bool = False
     """The log begins with its oldest row, not with its newest."""
     log_without_total: bool = False
