@@ -304,7 +304,8 @@ async def open_realtime(
             is replaced, with an overlap as in a drain; up to a tenth earlier,
             at random. Default 21,600 (6 h): a server that keeps a connection
             and its heartbeats but has lost the subscription is noticed by
-            nothing else. ``math.inf`` for never.
+            nothing else. At least twice *heartbeat_timeout*; ``math.inf`` for
+            never.
         max_message_size: in characters; a larger message ends the connection,
             and the client if it comes again (`MessageTooLargeError`). Default
             64 Mi: data changes may carry the whole snapshot.

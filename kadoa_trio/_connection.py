@@ -265,7 +265,9 @@ class Connection:
         self._retire_by_force = force
 
     def spare(self) -> None:
-        """Take a retirement that is not due yet back."""
+        """Take a retirement that is not due yet back; not one by force, which makes place for the next connection."""
+        if self._retire_by_force:
+            return
         self._why_retired = ""
         self._retire_left = None
         self._life.deadline = math.inf

@@ -100,7 +100,7 @@ class Gap:
     """A span of time in which events may have been missed."""
 
     since: datetime | None
-    """When the resume cursor stood, by this machine's clock; None when nothing came before.
+    """When the resume cursor stood, by this machine's clock; None when that is not known.
 
     It is never later than the loss. Where the clock was set meanwhile, the earlier reading counts.
     """
@@ -285,6 +285,8 @@ class _Tail:
 
     cursor: str | None = None
     at: _Stood | None = None
+    seq: int = 0
+    """The number of the entry that set the cursor."""
     pins: dict[str, None] = attrs.field(factory=dict)
     """Ids passed since that cursor stood."""
     late_pins: dict[str, int] = attrs.field(factory=dict)
@@ -295,7 +297,7 @@ class _Tail:
     def take(self, entry: Entry) -> None:
         """Pass an entry."""
         if entry.moved:
-            self.cursor, self.at = entry.cursor, entry.at
+            self.cursor, self.at, self.seq = entry.cursor, entry.at, entry.seq
             if self.pins:
                 self.pins.clear()
             if self.late_pins and entry.seq >= self.next_cover:
@@ -314,7 +316,7 @@ class _Tail:
         self.late_pins[event_id] = covered
 
     def copy(self) -> _Tail:
-        return _Tail(self.cursor, self.at, dict(self.pins), dict(self.late_pins), self.next_cover)
+        return _Tail(self.cursor, self.at, self.seq, dict(self.pins), dict(self.late_pins), self.next_cover)
 
 
 @attrs.frozen
@@ -431,8 +433,8 @@ class Ledger:
         # What the next connection that leads must show, because the one before left it open.
         self._unpromised = False
         self._unread = False
-        # The cursor that no replay was promised for: as long as it is the resume cursor, none is.
-        self._unpromised_cursor: str | None = None
+        # No replay was promised from the cursors of the entries up to this one.
+        self._unpromised_seq = -1
         # The resume cursor, since when events after it may be missing, and where the list stood when it came.
         self._cursor: str | None = None
         self._cursor_at: _Stood | None = None
@@ -465,16 +467,16 @@ class Ledger:
         stood = position.cursor_at or position.last_life
         self._cursor_at = self._tail.at = None if stood is None else (stood, None)
         self.last_life = position.last_life
-        if not position.promised:
-            self._unpromised_cursor = position.cursor
         self._gaps.extend(position.gaps)
         self.gap_count = len(position.gaps)
         self._line = _Line()
         for event_id in position.recent:
             self._remember(event_id)
         # What lies behind the cursor is older than the admission list; what lies past it is owed by a replay.
-        self._cursor_seq = self._seq + 1
+        self._cursor_seq = self._tail.seq = self._seq + 1
         self._cursor_admitted = self._admitted
+        if not position.promised:
+            self._unpromised_seq = self._cursor_seq
         for event_id in position.settled:
             self._admitted += 1
             entry = self._remember(event_id)
@@ -539,7 +541,7 @@ class Ledger:
             mark or self.mark(),
             key,
             resumes=cursor is not None,
-            asked=cursor is not None and not self._unpromised and cursor != self._unpromised_cursor,
+            asked=cursor is not None and not self._unpromised and self._cursor_seq > self._unpromised_seq,
             unasked_because=GapReason.NOT_PROMISED if cursor is not None else GapReason.NO_CURSOR,
             baseline=self._cursor_seq if cursor is not None else self._seq + 1,
             admitted_before=self._cursor_admitted,
@@ -696,7 +698,7 @@ class Ledger:
 
     def _close_question(self) -> None:
         if self._unpromised:
-            self._unpromised_cursor = self._cursor
+            self._unpromised_seq = self._cursor_seq
         self._unpromised = self._unread = False
 
     def _gap(self, source: _Source, reason: GapReason, now: Moment) -> Gap:
@@ -705,7 +707,10 @@ class Ledger:
         # Where the clock was set meanwhile, the span is the longer one.
         until = max(first[0], now[0] - elapsed)
         stood = self._cursor_at
-        since = None if stood is None else min(_earliest(stood, now), until)
+        since = None if stood is None else _earliest(stood, now)
+        if since is not None and since > until:
+            # Of an earlier run, whose clock was ahead of this one's by an unknown time.
+            since = None
         gap = Gap(since=since, until=until, reason=reason, cursor=self._cursor)
         self._gaps.append(gap)
         self.gap_count += 1
@@ -750,7 +755,10 @@ class Ledger:
         elif source.last is not None and self._cursor is not None:
             # The time counts from now on, too: everything up to here was delivered.
             self._cursor_at = source.last
+            promised = self._cursor_seq > self._unpromised_seq
             self._step(self._cursor)
+            if not promised:
+                self._unpromised_seq = self._cursor_seq  # it has not moved
 
     def _is_beyond(self, key: CursorKey | None) -> bool:
         mine = cursor_key(self._cursor)
@@ -1098,7 +1106,7 @@ class Ledger:
             recent=tuple(recent),
             cursor_at=None if tail.at is None else _earliest(tail.at, now),
             last_life=self.last_life,
-            promised=tail.cursor is None or not (self._unpromised or tail.cursor == self._unpromised_cursor),
+            promised=tail.cursor is None or not (self._unpromised or tail.seq <= self._unpromised_seq),
             gaps=tuple(self._gaps),
         )
 

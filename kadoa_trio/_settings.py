@@ -241,6 +241,11 @@ class Settings:
 
     def __attrs_post_init__(self) -> None:
         self.endpoints.check(allow_insecure=self.allow_insecure)
+        if self.max_connection_age < 2 * self.heartbeat_timeout:
+            raise ConfigurationError(
+                f"max_connection_age ({self.max_connection_age:g} s) must be at least twice heartbeat_timeout "
+                f"({self.heartbeat_timeout:g} s): a connection that is replaced before its first heartbeat shows nothing"
+            )
         needed = self.max_buffered_events + self.max_unsettled
         if self.dedupe_window < needed:
             raise ConfigurationError(

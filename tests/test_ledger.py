@@ -888,6 +888,40 @@ def test_broken_promise_counts_until_a_connection_leads() -> None:
     assert ledger.tick(5, at(51 + STABLE_AFTER)) == []
 
 
+def test_position_before_the_announcement_has_no_promise_either() -> None:
+    ledger = led(*range(1, 6))
+    held = [ledger.admit(1, name(n), cursor(n), at())[0] for n in range(6, 11)]
+    ledger.withdraw_promise()
+    opened(ledger, 2)
+    ledger.ended(1, at(1))
+    assert reasons(ledger.tick(2, at(STABLE_AFTER))) == [GapReason.NOT_PROMISED]
+    position = ledger.settled_position()
+    assert (position.cursor, position.promised) == (cursor(5), False)
+    feed(ledger, 2, 20, seconds=STABLE_AFTER)
+    ledger.tick(2, at(STABLE_AFTER + TRUSTED))
+    assert ledger.resume_cursor == cursor(20)
+    assert not ledger.settled_position().promised
+    for entry in held:
+        ledger.settle(entry)
+    assert (ledger.settled_position().cursor, ledger.settled_position().promised) == (cursor(20), True)
+
+
+def test_time_that_passes_does_not_renew_a_promise() -> None:
+    ledger = resumed(10)
+    feed(ledger, 2, 11)
+    ledger.withdraw_promise()
+    ledger.tick(2, at(STABLE_AFTER))
+    ledger.tick(2, at(RELIED))
+    ledger.withdraw_promise()
+    ledger.ended(2, at(RELIED))
+    opened(ledger, 3, RELIED)
+    feed(ledger, 3, 11, seconds=RELIED)
+    assert reasons(ledger.tick(3, at(RELIED + STABLE_AFTER))) in ([GapReason.NOT_PROMISED], [])
+    ledger.tick(3, at(RELIED + TRUSTED))
+    assert ledger.trusts(3)
+    assert not ledger.settled_position().promised
+
+
 def test_server_that_resumes_without_a_promise_is_believed() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 50)
@@ -985,12 +1019,12 @@ def test_gap_spans_the_loss_on_either_reading_of_a_clock_that_was_set(jump: time
     assert gap.until >= later(120)[0]
 
 
-def test_gap_after_a_restart_is_never_empty_backwards() -> None:
+def test_gap_after_a_run_whose_clock_was_ahead_begins_at_an_unknown_time() -> None:
     ledger = Ledger(WINDOW, Position(cursor_at=START + timedelta(days=1)))  # the clock was set back since
     opened(ledger, 1, 5)
     feed(ledger, 1, 1, cursors=False, seconds=6)
     (gap,) = ledger.gaps
-    assert gap.since == gap.until == at(6)[0]
+    assert (gap.since, gap.until) == (None, at(6)[0])
 
 
 def test_first_start_is_no_gap_and_a_crash_before_any_event_leaves_one() -> None:

@@ -18,6 +18,7 @@ import trio.testing
 
 from kadoa_trio import (
     AuthenticationError,
+    ConfigurationError,
     ConnectionAged,
     CursorAccepted,
     CursorDropped,
@@ -180,6 +181,34 @@ async def test_old_connection_is_not_retired_while_the_program_does_not_read(
         await trio.sleep(3)
     assert set(ids(old)) <= set(consumer.ids) or realtime.statistics().gap_count
     assert set(ids(old)) <= set(consumer.ids)
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.2, 0.25, 0.3])
+def test_reset_while_the_oldest_connection_makes_place_leaves_no_deaf_client(delay: float) -> None:
+    @scenario()
+    async def run(kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer) -> None:
+        for made in (2, 3):  # two old connections linger
+            kadoa.newest.drain(100)
+            await kadoa.wait_subscribed(made)
+            await trio.sleep(20)
+        newest = kadoa.newest
+        newest.drain(100)
+        await trio.sleep(delay)
+        newest.reset()
+        await trio.sleep(120)
+        event = kadoa.publish()
+        await trio.sleep(60)
+        assert consumer.ids[-1] == event.id
+        assert realtime.state is State.LIVE
+        assert len(realtime.statistics().connections) == 1
+
+    run()
+
+
+async def test_age_at_which_no_heartbeat_could_have_come_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="twice heartbeat_timeout"):
+        async with open_realtime("key-0123456789", heartbeat_timeout=30.0, max_connection_age=59.0):
+            pytest.fail("it opened")
 
 
 # ---- the cursor check ----------------------------------------------------------------------------------------------
