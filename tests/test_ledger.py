@@ -1187,3 +1187,10 @@ def test_older_generations_are_covered_when_a_replacement_is_trusted() -> None:
     ledger.tick(3, at(4 + TRUSTED))
     assert ledger.trusts(3)
     assert not ledger._ahead
+
+
+def test_start_that_was_recorded_is_not_moved_by_the_first_connection() -> None:
+    ledger = Ledger(WINDOW)
+    ledger.note_start(at(1))
+    opened(ledger, 1, 5)
+    assert ledger.settled_position().cursor_at == at(1)[0]
