@@ -440,10 +440,15 @@ class _SQLiteSession:
                     connection.execute("BEGIN IMMEDIATE")
                     # Larger than every number that this session had in a file that was lost.
                     (number,) = connection.execute(
-                        "INSERT INTO positions (team, consumer, ownership, owner) VALUES (?1, ?2, ?4 + 1, ?3)"
+                        "INSERT INTO positions (team, consumer, ownership, owner) VALUES (:team, :consumer, :number + 1, :owner)"
                         " ON CONFLICT (team, consumer) DO UPDATE"
-                        " SET ownership = max(ownership, ?4) + 1, owner = excluded.owner RETURNING ownership",
-                        (self._team, self._consumer, identity(), self._number),
+                        " SET ownership = max(ownership, :number) + 1, owner = excluded.owner RETURNING ownership",
+                        {
+                            "team": self._team,
+                            "consumer": self._consumer,
+                            "owner": identity(),
+                            "number": self._number,
+                        },
                     ).fetchone()
                 opened = _Identity.at(path)
                 if opened.file != before.file:
