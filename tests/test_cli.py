@@ -646,7 +646,7 @@ async def test_port_in_use_is_one_line(kadoa: SimulatedKadoa) -> None:
 
 
 async def test_demo_is_perfect() -> None:
-    done = await finish("demo", "--seconds", "8", env=environment())
+    done = await finish("demo", "--seconds", "6", env=environment())
     assert done.returncode == 0, done.stdout.decode()
     assert b"PERFECT" in done.stdout
     assert re.search(rb"lost +0\n", done.stdout)

@@ -8,7 +8,7 @@ raises it. Each place of the program is interrupted in a run of its own. The
 programs have no nursery of their own: Trio's spawning is not protected in
 unprotected code (see docs/known-problems.md).
 
-By default every seventh place is interrupted, beginning with another one in
+By default every eleventh place is interrupted, beginning with another one in
 each run of the tests; ``KADOA_TRIO_CTRL_C_STRIDE=1`` interrupts all of them.
 """
 
@@ -39,7 +39,7 @@ from kadoa_trio import MemoryCursorStore, open_forwarder, open_notifications, op
 from kadoa_trio._contexts import async_context, sync_context
 from kadoa_trio.testing import open_simulated_kadoa
 
-STRIDE = int(os.environ.get("KADOA_TRIO_CTRL_C_STRIDE", "7"))
+STRIDE = int(os.environ.get("KADOA_TRIO_CTRL_C_STRIDE", "11"))
 PROTECTED_STRIDE = 50 * STRIDE
 """There are some 10,000 entries of protected frames, and they differ less."""
 Program = Callable[[], Awaitable[object]]

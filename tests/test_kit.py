@@ -203,7 +203,7 @@ def test_drawn_drafts_are_of_the_types_asked_for(draft: Draft) -> None:
 
 
 @given(schedules(seconds=200))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_client_is_complete_after_any_drawn_schedule(schedule: Schedule) -> None:
     survive(schedule)
 
@@ -243,14 +243,13 @@ def test_it(strategy):
 """
 
 
-@pytest.mark.parametrize("number", range(5))
-async def test_strategies_are_fast_enough_where_hypothesis_has_no_cache(number: int, tmp_path: Path) -> None:
+async def test_strategies_are_fast_enough_where_hypothesis_has_no_cache(tmp_path: Path) -> None:
     # The health check counts more than a second for the first ten draws, which a cache on the disk hides.
     (tmp_path / "test_cold.py").write_text(COLD)
     kept = str(tmp_path / "hypothesis")
-    code, text = await run("test_cold.py", "-k", f"strategy{number}", cwd=tmp_path, HYPOTHESIS_STORAGE_DIRECTORY=kept)
+    code, text = await run("test_cold.py", cwd=tmp_path, HYPOTHESIS_STORAGE_DIRECTORY=kept)
     assert code == 0, text
-    assert "1 passed" in text
+    assert "5 passed" in text
 
 
 # ---- a week --------------------------------------------------------------------------------------------------------

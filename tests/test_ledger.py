@@ -305,7 +305,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=600, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 
 
 # ---- the rules, one by one -----------------------------------------------------------------------------------------

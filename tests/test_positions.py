@@ -685,13 +685,13 @@ async def test_hanging_endpoint_holds_up_neither_events_nor_leaving(autojump_clo
     async with open_simulated_kadoa() as kadoa:
         kadoa.faults.ack_hang = True
         async with connect(kadoa) as realtime:
-            kadoa.publish_many(30_000)
+            kadoa.publish_many(12_000)
             began = trio.current_time()
-            await take(realtime, 30_000)
+            await take(realtime, 12_000)
             assert trio.current_time() - began < 1
             statistics = realtime.statistics()
             assert statistics.acknowledgements_waiting <= 10_000
-            assert statistics.acknowledgements_dropped >= 19_000
+            assert statistics.acknowledgements_dropped >= 1_000
             left = trio.current_time()
         assert trio.current_time() - left <= 2
 

@@ -160,7 +160,7 @@ def check_bounds(kadoa: SimulatedKadoa, realtime: Realtime) -> None:
     assert len([time for time in kadoa.attempt_times if time > now - 60]) <= 60
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     program=st.lists(st.tuples(operations, st.integers(0, 2)), max_size=25),
     hows=consumers,
@@ -262,7 +262,7 @@ async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], m
         assert set(handled) == {event.id for event in kadoa.published}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     schedule=st.lists(st.lists(st.tuples(operations, st.integers(0, 2)), max_size=8), min_size=2, max_size=5),
     moods=st.lists(st.sampled_from(["well", "slow", "fails", "fails late"]), min_size=1, max_size=5).map(

@@ -103,7 +103,8 @@ async def test_request_carries_path_token_and_host() -> None:
 
     async def handler(stream: trio.abc.Stream) -> None:
         heads.append(await accept(stream, frame(b"hello")))
-        await trio.sleep_forever()
+        await stream.receive_some()  # the client's close frame
+        await stream.send_all(CLOSE_1000)
 
     for path, sent in (("", b"/"), ("/", b"/"), ("/v1/ws", b"/v1/ws"), ("/a b", b"/a%20b"), ("/a%20b", b"/a%20b")):
         async with serving(handler) as port, dial(port, path=path) as opened:

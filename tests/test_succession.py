@@ -385,7 +385,7 @@ async def test_subscription_that_is_lost_behind_heartbeats_is_noticed_at_the_max
 def test_refusal_of_a_client_that_was_live_is_retried_for_its_grace(status: int) -> None:
     @scenario()
     async def run(kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer) -> None:
-        await trio.sleep(DAY)
+        await trio.sleep(DAY if status == 404 else 60)
         kadoa.faults = Faults(token_status=status)
         kadoa.newest.reset()
         await trio.sleep(200)

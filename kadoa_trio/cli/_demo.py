@@ -15,7 +15,7 @@ import trio
 from .._backoff import RetryPolicy
 from .._client import Realtime, open_realtime
 from .._notices import AttemptStarted, Lost, Notice, Stable
-from ..testing import PublishedEvent, SimulatedKadoa, open_simulated_kadoa
+from ..testing import PublishedEvent, SimulatedConnection, SimulatedKadoa, open_simulated_kadoa
 from ._board import Board
 from ._output import colours, say
 from ._watch import drawing
@@ -130,14 +130,22 @@ async def _trouble(account: Account, kadoa: SimulatedKadoa, seconds: float) -> N
         kadoa.heal()
 
 
+async def _newest(kadoa: SimulatedKadoa) -> SimulatedConnection:
+    """Wait until a connection is subscribed: on a slow machine, the client is still recovering from the last scene."""
+    with trio.fail_after(_PATIENCE):
+        while not any(connection.subscribed for connection in kadoa.connections):
+            await kadoa.wait_subscribed(len(kadoa.subscribed) + 1)
+    return kadoa.newest
+
+
 async def _drain(account: Account, kadoa: SimulatedKadoa) -> None:
     account.say("server", "# redeploys: a drain notice, and 1001 a second later")
-    kadoa.newest.drain(300, close_after=1.0)
+    (await _newest(kadoa)).drain(300, close_after=1.0)
 
 
 async def _silence(account: Account, kadoa: SimulatedKadoa) -> None:
     account.say("server", "# loses its power: the connection stays open, and nothing comes any more")
-    kadoa.newest.go_silent()
+    (await _newest(kadoa)).go_silent()
 
 
 async def _reset_under_load(account: Account, kadoa: SimulatedKadoa) -> None:
@@ -148,7 +156,7 @@ async def _reset_under_load(account: Account, kadoa: SimulatedKadoa) -> None:
 
 async def _drain_and_die(account: Account, kadoa: SimulatedKadoa) -> None:
     account.say("server", "# sends a drain notice and dies long before the advised five seconds")
-    connection = kadoa.newest
+    connection = await _newest(kadoa)
     connection.drain(5_000)
     await trio.sleep(0.2)
     connection.reset()
@@ -158,15 +166,16 @@ async def _failing_tokens(account: Account, kadoa: SimulatedKadoa) -> None:
     account.say("server", "# answers three token requests with 503, and closes the connection")
     kadoa.heal()
     kadoa.faults.token_status, kadoa.faults.token_failures = 503, 3
-    kadoa.newest.close(1011, "simulated crash")
+    (await _newest(kadoa)).close(1011, "simulated crash")
 
 
 async def _replacement_dies(account: Account, kadoa: SimulatedKadoa) -> None:
     account.say("server", "# drains, and resets the replacement as soon as it has subscribed")
     kadoa.heal()
     kadoa.faults.accept_then_reset = True
+    connection = await _newest(kadoa)
     made = len(kadoa.subscribed)
-    kadoa.newest.drain(100, close_after=1.5)
+    connection.drain(100, close_after=1.5)
     with trio.move_on_after(3):
         await kadoa.wait_subscribed(made + 1)
     kadoa.heal()

@@ -96,7 +96,7 @@ async def test_crash_before_a_page_was_sent_sends_it_after_the_restart(simulated
 
 
 @given(schedules(seconds=120))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_every_failure_is_paged_in_any_trouble(schedule: Schedule) -> None:
     async def main() -> None:
         pages = Pages()
