@@ -165,15 +165,16 @@ async def _drain_and_die(account: Account, kadoa: SimulatedKadoa) -> None:
 async def _failing_tokens(account: Account, kadoa: SimulatedKadoa) -> None:
     account.say("server", "# answers three token requests with 503, and closes the connection")
     kadoa.heal()
+    connection = await _newest(kadoa)
     kadoa.faults.token_status, kadoa.faults.token_failures = 503, 3
-    (await _newest(kadoa)).close(1011, "simulated crash")
+    connection.close(1011, "simulated crash")
 
 
 async def _replacement_dies(account: Account, kadoa: SimulatedKadoa) -> None:
     account.say("server", "# drains, and resets the replacement as soon as it has subscribed")
     kadoa.heal()
-    kadoa.faults.accept_then_reset = True
     connection = await _newest(kadoa)
+    kadoa.faults.accept_then_reset = True
     made = len(kadoa.subscribed)
     connection.drain(100, close_after=1.5)
     with trio.move_on_after(3):
