@@ -19,7 +19,7 @@ from ._connection import Shared
 from ._contexts import async_context
 from ._errors import ConfigurationError, CursorStoreError, OwnershipLostError, ProtocolError
 from ._events import Event
-from ._exits import pick
+from ._exits import clean_up, pick
 from ._http import HttpClient, open_http
 from ._keeper import Keeper
 from ._ledger import Gap, Ledger, Moment, Position
@@ -471,7 +471,7 @@ class _House:
         await nursery.start(self.supervisor.run)
 
     async def finish(self, deadline: float) -> None:
-        """Do what is left to do when all sockets are closed. To be called under a shield."""
+        """Do what is left to do when all sockets are closed, shielded from cancellation and Ctrl-C (`clean_up`)."""
         if self.keeper is not None:
             self.fault = await self.keeper.finish(deadline) or self.fault
         if self.acknowledger is not None:
@@ -572,11 +572,9 @@ async def _run(
         finally:
             deadline = min(leaving_at, trio.current_time()) + LEAVE_TIMEOUT
             try:
-                with trio.CancelScope(shield=True, deadline=deadline):
-                    await house.finish(deadline - _RESERVE)
-            except BaseExceptionGroup as group:
-                # A KeyboardInterrupt in the nursery of the last acknowledgements.
-                crash = pick(group)
+                await clean_up(deadline, house.finish, deadline - _RESERVE)
+            except KeyboardInterrupt as exc:
+                crash = exc
             finally:
                 reporter.close()
     fault: Exception | None = house.intake.take_fault() or house.fault

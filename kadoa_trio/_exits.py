@@ -1,10 +1,38 @@
-"""Which exception leaves a block that hides a nursery."""
+"""How a block that hides a nursery is left: which exception leaves it, and clean-up that runs to its end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVarTuple
 
 import trio
+
+_Args = TypeVarTuple("_Args")
+
+
+@trio.lowlevel.enable_ki_protection
+async def clean_up(deadline: float, function: Callable[[*_Args], Awaitable[object]], *args: *_Args) -> None:
+    """Await ``function(*args)``, cut short by nothing but *deadline* on Trio's clock.
+
+    A shield is not enough in the main task: each of its checkpoints, shielded
+    or not, may raise KeyboardInterrupt. So the clean-up runs in a task of its
+    own, and a Ctrl-C that comes meanwhile is raised when it has ended.
+    """
+    crash: BaseException | None = None
+    with trio.CancelScope(shield=True):
+        try:
+            async with trio.open_nursery(strict_exception_groups=True) as nursery:
+                nursery.start_soon(_shielded, deadline, function, *args)
+        except BaseExceptionGroup as group:
+            crash = pick(group)
+    if crash is not None:
+        raise crash
+
+
+@trio.lowlevel.enable_ki_protection
+async def _shielded(deadline: float, function: Callable[[*_Args], Awaitable[object]], *args: *_Args) -> None:
+    with trio.CancelScope(shield=True, deadline=deadline):
+        await function(*args)
 
 
 def pick(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -49,6 +49,7 @@ from ._errors import (
     scrubbed,
 )
 from ._events import parse_json
+from ._exits import clean_up
 from ._proxy import proxy_secrets
 from ._redact import Secret, censor, presentable
 from ._settings import CLOSE_TIMEOUT, Endpoints, Settings, fits_header, is_loopback
@@ -482,8 +483,7 @@ async def _open_client(
         yield client
     finally:
         # Shielded: a Cancelled from in here would stand in for the exception of the caller's block.
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
-            await client.aclose()
+        await clean_up(trio.current_time() + CLOSE_TIMEOUT, client.aclose)
 
 
 @functools.cache

@@ -237,14 +237,16 @@ class Socket:
         """Close the socket: politely for `CLOSE_TIMEOUT`, then by force. Closing twice is fine."""
         self._closed = True
         polite = trio.move_on_after(CLOSE_TIMEOUT)
-        if not self._reader.ended.is_set():
-            with polite:
-                self._reader.on_end = polite
-                # A ping that comes meanwhile makes the library fail, for one. The stream is closed below in any case.
-                with contextlib.suppress(Exception):
-                    await self._connection.aclose()
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(self._stream)
+        try:
+            if not self._reader.ended.is_set():
+                with polite:
+                    self._reader.on_end = polite
+                    # A ping that comes meanwhile makes the library fail, for one. The stream is closed below anyway.
+                    with contextlib.suppress(Exception):
+                        await self._connection.aclose()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
 
     def _end(self, *, answered: bool) -> SocketEnd:
         closed, fault = self._connection.closed, self._reader.fault

@@ -35,9 +35,17 @@ from trio._core import _ki  # what Trio's handler asks about a frame has no publ
 
 import kadoa_trio
 import kadoa_trio.testing
-from kadoa_trio import MemoryCursorStore, open_forwarder, open_notifications, open_realtime
+from kadoa_trio import (
+    CursorSession,
+    MemoryCursorStore,
+    Position,
+    open_forwarder,
+    open_notifications,
+    open_realtime,
+)
 from kadoa_trio._contexts import async_context, sync_context
-from kadoa_trio.testing import open_simulated_kadoa
+from kadoa_trio._exits import clean_up
+from kadoa_trio.testing import PublishedEvent, open_simulated_kadoa
 
 STRIDE = int(os.environ.get("KADOA_TRIO_CTRL_C_STRIDE", "11"))
 PROTECTED_STRIDE = 50 * STRIDE
@@ -167,6 +175,7 @@ def interrupt_everywhere(program: Program, *, protected: bool = False) -> None:
     try:
         for n in range(random.randrange(stride), counted.places, stride):
             ctrl_c = CtrlC(n, protected=protected)
+            opened.clear()
             with complaints() as said:
                 raised = run(program, ctrl_c)
                 kind = None if raised is None else type(raised)
@@ -175,6 +184,7 @@ def interrupt_everywhere(program: Program, *, protected: bool = False) -> None:
             if not ctrl_c.where:
                 continue  # runs differ by a few places: keys and jitter are random
             tried += 1
+            said += [f"{store} is still owned" for store in opened if store._owned]
             if kind is not KeyboardInterrupt or said:
                 faults.append(f"place {n}, {ctrl_c.where}: {text}, {said}")
     finally:
@@ -187,12 +197,15 @@ def interrupt_everywhere(program: Program, *, protected: bool = False) -> None:
 # ---- the programs --------------------------------------------------------------------------------------------------
 
 
+opened: list[MemoryCursorStore] = []
+"""The stores of the run; none of them has an owner when the run has ended."""
+
+
 async def receive_and_leave() -> None:
+    opened.append(MemoryCursorStore())
     async with (
         open_simulated_kadoa() as kadoa,
-        open_realtime(
-            kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=MemoryCursorStore(), repair_gaps=True
-        ) as realtime,
+        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=opened[-1], repair_gaps=True) as realtime,
     ):
         await kadoa.wait_subscribed(1)
         kadoa.publish_many(4)
@@ -236,6 +249,84 @@ def test_ctrl_c_anywhere_ends_the_program_and_leaves_nothing_behind(program: Pro
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_ctrl_c_in_a_protected_frame_ends_the_program_too(program: Program) -> None:
     interrupt_everywhere(program, protected=True)
+
+
+# ---- leaving, beyond the places of code ------------------------------------------------------------------------------
+
+
+class InterruptedSession:
+    """A session of a store in memory during whose last calls Ctrl-C is pressed."""
+
+    def __init__(self, inner: Any, during: str) -> None:
+        self.inner, self.during = inner, during
+        self.leaving = False
+        self.done: list[str] = []
+
+    async def _call(self, name: str, *arguments: Any) -> Any:
+        if self.leaving and name == self.during:
+            signal.raise_signal(signal.SIGINT)
+            await trio.lowlevel.checkpoint()
+        answer = await getattr(self.inner, name)(*arguments)
+        if self.leaving:
+            self.done.append(name)
+        return answer
+
+    async def load(self) -> Position | None:
+        return await self._call("load")
+
+    async def save(self, position: Position) -> None:
+        await self._call("save", position)
+
+    async def aclose(self) -> None:
+        await self._call("aclose")
+
+
+@pytest.mark.parametrize("restrict", [False, True])
+@pytest.mark.parametrize("during", ["save", "aclose"])
+def test_ctrl_c_during_the_last_save_neither_skips_it_nor_leaves_an_owner(during: str, restrict: bool) -> None:
+    store = MemoryCursorStore()
+    sessions: list[InterruptedSession] = []
+    sent: list[PublishedEvent] = []
+
+    class Store:
+        async def open(self, team: str, consumer: str) -> CursorSession:
+            sessions.append(InterruptedSession(await store.open(team, consumer), during))
+            return sessions[0]
+
+    async def main() -> None:
+        async with (
+            open_simulated_kadoa() as kadoa,
+            open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=Store()) as realtime,
+        ):
+            await kadoa.wait_subscribed(1)
+            sent.extend(kadoa.publish_many(3))
+            for _ in sent:
+                await realtime.events.receive()
+            realtime.events.settle()
+            sessions[0].leaving = True
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main, clock=clock, restrict_keyboard_interrupt_to_checkpoints=restrict)
+    assert sessions[0].done == ["save", "aclose"]
+    assert not store._owned
+    position = store.position()
+    assert position is not None
+    assert position.cursor == sent[-1].cursor
+
+
+async def test_clean_up_raises_what_it_meets_and_ends_by_its_deadline(autojump_clock: Any) -> None:
+    async def fails() -> None:
+        raise OSError("mine")
+
+    with pytest.raises(OSError, match="mine"):
+        await clean_up(trio.current_time() + 1, fails)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await clean_up(trio.current_time() + 5, trio.sleep_forever)
+        assert trio.current_time() == 5
+        await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
 
 
 # ---- every context manager is one of these ---------------------------------------------------------------------------
