@@ -21,19 +21,11 @@ import trio.testing
 from rich.console import Console
 
 import kadoa_trio
-from kadoa_trio import (
-    AttemptStarted,
-    Connected,
-    Draining,
-    Lost,
-    Notice,
-    Realtime,
-    Replaced,
-    open_realtime,
-)
-from kadoa_trio._ledger import Entry, Ledger
+from kadoa_trio import Realtime, open_realtime
+from kadoa_trio._engine._ledger import Entry, Ledger
 from kadoa_trio.cli._board import Board
 from kadoa_trio.cli._watch import Picture
+from kadoa_trio.notices import AttemptStarted, Connected, Draining, Lost, Notice, Replaced
 from kadoa_trio.testing import Schedule, SimulatedKadoa, open_simulated_kadoa
 
 WIDTH, HEIGHT = 100, 28
@@ -144,15 +136,35 @@ def timeline(notices: list[tuple[float, Notice]], seconds: float, schedule: Sche
     return "\n".join(parts)
 
 
-def rooms() -> str:
-    """Make the table of rooms from the map in the package and from the imports."""
+def modules() -> str:
+    """Make the table of modules from the map in the package and from the imports."""
     package = Path(kadoa_trio.__file__).parent
-    found = re.findall(r"^#   (_\w+)  +(.+)$", (package / "__init__.py").read_text(), re.MULTILINE)
-    lines = ["| room | what it is | builds on |", "|---|---|---|"]
-    for room, what in found:
-        tree = ast.parse((package / f"{room}.py").read_text())
-        below = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
-        lines.append(f"| `{room}` | {what} | {', '.join(f'`{one}`' for one, _ in found if one in below)} |")
+    top, *inner = re.split(
+        r"^# (\w+), each building on those above it:$", (package / "__init__.py").read_text(), flags=re.M
+    )
+    named = [("", line) for line in re.findall(r"^#   (\w+)  +(\S.*)$", top, re.M)]
+    for name, part in zip(inner[::2], inner[1::2], strict=True):
+        named += [(f"{name}.", line) for line in re.findall(r"^#   (\w+)  +(\S.*)$", part, re.M)]
+    known = [prefix + name for prefix, (name, _what) in named]
+    lines = ["| module | what it is | builds on |", "|---|---|---|"]
+    for prefix, (name, what) in named:
+        whole = prefix + name
+        file = package / f"{whole.replace('.', '/')}.py"
+        files = [file] if file.exists() else sorted((package / name).glob("*.py"))
+        below: set[str] = set()
+        for path in files:
+            parents = path.relative_to(package).parts[:-1]
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    base = (*parents[: len(parents) - node.level + 1], *(node.module or "").split("."))
+                    below.add(".".join(base))
+        needs = [
+            one
+            for one in known
+            if one != whole
+            and (one in below or (one in ("workspace", "testing") and one in {x.split(".")[0] for x in below}))
+        ]
+        lines.append(f"| `{whole}` | {what} | {', '.join(f'`{one}`' for one in needs)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -218,7 +230,7 @@ def draw_all(directory: Path) -> None:
     notices: list[tuple[float, Notice]] = []
     (directory / "watch.svg").write_text(run(schedule, 140.0, board, notices))
     (directory / "timeline.svg").write_text(timeline(notices, 140.0, schedule))
-    (directory / "rooms.md").write_text(rooms())
+    (directory / "modules.md").write_text(modules())
     (directory / "ledger.md").write_text(ledger())
 
 

@@ -12,23 +12,26 @@ from typing import Final, final
 import attrs
 import trio
 
-from ._acks import Acknowledger
 from ._backoff import RetryPolicy
-from ._channel import EventChannel, Intake
-from ._connection import Shared
 from ._contexts import async_context
+from ._engine._acks import Acknowledger
+from ._engine._buffer import Intake
+from ._engine._channel import EventChannel
+from ._engine._connection import Shared
+from ._engine._ledger import Ledger, Moment
+from ._engine._repair import Repairer
+from ._engine._reporter import Reporter
+from ._engine._saver import Keeper
+from ._engine._supervisor import Supervisor
 from ._errors import ConfigurationError, CursorStoreError, OwnershipLostError, ProtocolError
 from ._events import Event
 from ._exits import clean_up, pick
-from ._http import HttpClient, open_http
-from ._keeper import Keeper
-from ._ledger import Gap, Ledger, Moment, Position
-from ._notices import ConnectionStatus, Notice, Reporter, State
+from ._net._http import HttpClient, open_http
+from ._position import Gap, Position
 from ._redact import Secret, hidden
-from ._repair import Repairer
 from ._settings import LEAVE_TIMEOUT, Endpoints, Settings, read_key
 from ._stores import CursorStore
-from ._supervisor import Supervisor
+from .notices import ConnectionStatus, Notice, State
 
 _LAST_ACKNOWLEDGEMENTS: Final = 0.5
 _RESERVE: Final = 0.3
@@ -104,7 +107,7 @@ class Realtime:
         self._keeper = keeper
         self._acknowledger = acknowledger
         self._repairer = repairer
-        self._events = shared.intake.open_handle()
+        self._events = EventChannel(shared.intake)
 
     def __repr__(self) -> str:
         return f"<Realtime, {self.state.value}>"

@@ -32,8 +32,8 @@ from ._backoff import Backoff, RetryPolicy
 from ._contexts import async_context
 from ._errors import AttemptError, ConfigurationError
 from ._events import Event, parse_json
-from ._http import HttpClient, iso, open_webhooks
 from ._letters import LetterFile
+from ._net._http import HttpClient, iso, open_webhooks
 from ._redact import Secret, presentable
 from ._settings import Settings, is_loopback
 

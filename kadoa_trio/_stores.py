@@ -27,7 +27,7 @@ import trio
 
 from ._errors import ConsumerOwnedError, CursorStoreError, OwnershipLostError
 from ._files import FileLock, identity
-from ._ledger import Position
+from ._position import Position
 from ._redact import presentable
 
 _APPLICATION_ID: Final = 0x4B61646F  # "Kado": tells SQLite files of ours from others

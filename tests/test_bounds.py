@@ -24,13 +24,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_socket import MemoryNetwork, speak
 
-from kadoa_trio import AdmissionPaused, FrameIgnored, Lost, Notice, Realtime, Retrying
+from kadoa_trio import Realtime
+from kadoa_trio._engine._ledger import RECENT_IDS
+from kadoa_trio._engine._reporter import MAX_NOTICE_TEXT, MAX_NOTICES, NOTICE_INTERVAL, NOTICES_AT_ONCE, Reporter
 from kadoa_trio._errors import AttemptError
-from kadoa_trio._ledger import RECENT_IDS
-from kadoa_trio._notices import MAX_NOTICE_TEXT, MAX_NOTICES, NOTICE_INTERVAL, NOTICES_AT_ONCE, Draining, Reporter
+from kadoa_trio._net._socket import _FRAMES_AT_ONCE, EndKind, SocketEnd, SocketEnded, _FrameCounter
+from kadoa_trio._net._wire import Ignored, decode
 from kadoa_trio._settings import MAX_FRAGMENTS, Settings
-from kadoa_trio._socket import _FRAMES_AT_ONCE, EndKind, SocketEnd, SocketEnded, _FrameCounter
-from kadoa_trio._wire import Ignored, decode
+from kadoa_trio.notices import AdmissionPaused, Draining, FrameIgnored, Lost, Notice, Retrying
 from kadoa_trio.testing import Faults
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -351,7 +352,7 @@ async def test_flood_while_closing_lets_other_tasks_run(processing: Processing) 
 async def test_message_has_a_maximum_of_fragments(
     count: int, delivered: bool, content: bytes, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
 ) -> None:
-    monkeypatch.setattr("kadoa_trio._socket.MAX_FRAGMENTS", 1_000)
+    monkeypatch.setattr("kadoa_trio._net._socket.MAX_FRAGMENTS", 1_000)
     middle = frame(content, 0, final=False) + b"\x89\x00"  # pings may come between, and are no fragments
     one = frame(b"", 1, final=False) + middle * (count - 2) + frame(b"", 0)
     network = MemoryNetwork(speak(one * 3, frame(b"end")))
@@ -375,7 +376,7 @@ def test_maximum_of_fragments_leaves_room_for_the_largest_message() -> None:
 async def test_client_gives_a_connection_up_that_sends_empty_fragments_for_ever(
     autojump_clock: Any, pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kadoa_trio._socket.MAX_FRAGMENTS", 5_000)
+    monkeypatch.setattr("kadoa_trio._net._socket.MAX_FRAGMENTS", 5_000)
     async with pair() as (kadoa, realtime):
         await trio.sleep(20)
         found(realtime, Notice)

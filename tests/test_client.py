@@ -18,34 +18,36 @@ import trio.testing
 
 import kadoa_trio
 from kadoa_trio import (
-    AdmissionPaused,
     AuthenticationError,
     ConfigurationError,
     ConnectionFailedError,
-    CursorAccepted,
-    CursorDropped,
-    CursorOnTrial,
     Endpoints,
     Event,
-    FrameIgnored,
     GapReason,
-    Lost,
     MemoryCursorStore,
     MessageTooLargeError,
-    Notice,
     OtherMessage,
     Position,
-    PossibleGap,
     Realtime,
-    Refused,
-    Replaced,
     RequestRefusedError,
     RetryPolicy,
-    State,
     WorkflowFailed,
     open_realtime,
 )
-from kadoa_trio._ledger import Ledger
+from kadoa_trio._engine._ledger import Ledger
+from kadoa_trio.notices import (
+    AdmissionPaused,
+    CursorAccepted,
+    CursorDropped,
+    CursorOnTrial,
+    FrameIgnored,
+    Lost,
+    Notice,
+    PossibleGap,
+    Refused,
+    Replaced,
+    State,
+)
 from kadoa_trio.testing import Faults, PublishedEvent, SimulatedKadoa, open_simulated_kadoa
 
 HOUR = 3600.0

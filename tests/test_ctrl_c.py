@@ -35,17 +35,11 @@ from trio._core import _ki  # what Trio's handler asks about a frame has no publ
 
 import kadoa_trio
 import kadoa_trio.testing
-from kadoa_trio import (
-    CursorSession,
-    MemoryCursorStore,
-    Position,
-    open_forwarder,
-    open_notifications,
-    open_realtime,
-)
+from kadoa_trio import CursorSession, MemoryCursorStore, Position, open_forwarder, open_realtime
 from kadoa_trio._contexts import async_context, sync_context
 from kadoa_trio._exits import clean_up
 from kadoa_trio.testing import PublishedEvent, open_simulated_kadoa
+from kadoa_trio.workspace import open_notifications
 
 STRIDE = int(os.environ.get("KADOA_TRIO_CTRL_C_STRIDE", "11"))
 PROTECTED_STRIDE = 50 * STRIDE

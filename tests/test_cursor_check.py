@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kadoa_trio._cursor_check import (
+from kadoa_trio._engine._cursor_check import (
     CHECK_TIME,
     CLOSES_BEFORE_CHECK,
     LONG_REFUSALS,

@@ -32,7 +32,7 @@ from kadoa_trio._events import (
     read_time,
     to_message,
 )
-from kadoa_trio._wire import Ignored, decode
+from kadoa_trio._net._wire import Ignored, decode
 
 FRAMES = Path(__file__).parent / "frames"
 TYPED = ["workflow_finished", "workflow_failed", "workflow_recovered", "workflow_data_change"]

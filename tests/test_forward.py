@@ -30,7 +30,7 @@ from kadoa_trio import (
 )
 from kadoa_trio._errors import AttemptError
 from kadoa_trio._files import FileLock
-from kadoa_trio._wire import decode
+from kadoa_trio._net._wire import decode
 
 QUICK = RetryPolicy(initial=0.001, maximum=0.002)
 """For real sockets, where time is real."""

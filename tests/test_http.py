@@ -38,7 +38,7 @@ from kadoa_trio._errors import (
     ProtocolError,
     RequestRefusedError,
 )
-from kadoa_trio._http import (
+from kadoa_trio._net._http import (
     MAX_ANSWER,
     HttpClient,
     Token,

@@ -25,7 +25,7 @@ from kadoa_trio import (
     WorkflowRecovered,
     open_realtime,
 )
-from kadoa_trio._wire import decode
+from kadoa_trio._net._wire import decode
 from kadoa_trio.testing import (
     Draft,
     Schedule,

@@ -20,18 +20,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kadoa_trio._ledger import (
-    MAX_GAPS,
-    RECENT_IDS,
-    RELY_FACTOR,
-    STABLE_AFTER,
-    TRUST_FACTOR,
-    Entry,
-    Gap,
-    GapReason,
-    Ledger,
-    Position,
-)
+from kadoa_trio._engine._ledger import MAX_GAPS, RECENT_IDS, RELY_FACTOR, STABLE_AFTER, TRUST_FACTOR, Entry, Ledger
+from kadoa_trio._position import Gap, GapReason, Position
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = 100_000

@@ -14,19 +14,22 @@ import trio
 from _loopback import accept, everything_said, frame, read_head, server_tls, serving, trusting_tls
 
 from kadoa_trio import (
-    AddChannel,
     AttemptError,
     AuthenticationError,
     ConfigurationError,
+    Endpoints,
+    ProtocolError,
+    RequestRefusedError,
+)
+from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
+from kadoa_trio.workspace import (
+    AddChannel,
     CreateChannel,
     CreateSetting,
     Diagnosis,
     DiagnosisStep,
     EnableSetting,
-    Endpoints,
     Notifications,
-    ProtocolError,
-    RequestRefusedError,
     Setting,
     SetupError,
     Verdict,
@@ -35,7 +38,6 @@ from kadoa_trio import (
     open_notifications,
     plan_streaming,
 )
-from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 
 EVENTS = ["workflow_failed", "workflow_finished"]
 

@@ -15,8 +15,6 @@ import trio.testing
 from _receiving import receiving
 
 from kadoa_trio import (
-    AcknowledgementsResting,
-    AdmissionPaused,
     ConfigurationError,
     ConnectionFailedError,
     ConsumerOwnedError,
@@ -25,17 +23,21 @@ from kadoa_trio import (
     CursorStoreError,
     GapReason,
     MemoryCursorStore,
-    Notice,
     OwnershipLostError,
     Position,
+    Realtime,
+    SQLiteCursorStore,
+    open_realtime,
+)
+from kadoa_trio.notices import (
+    AcknowledgementsResting,
+    AdmissionPaused,
+    Notice,
     PositionNotSaved,
     PositionSaved,
     PossibleGap,
-    Realtime,
     Resumed,
-    SQLiteCursorStore,
     State,
-    open_realtime,
 )
 from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 

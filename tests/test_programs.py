@@ -24,9 +24,9 @@ from kadoa_trio import (
     MemoryCursorStore,
     Position,
     Realtime,
-    State,
     open_realtime,
 )
+from kadoa_trio.notices import State
 from kadoa_trio.testing import Faults, SimulatedKadoa, open_simulated_kadoa
 
 SERVER_FAULTS: list[dict[str, Any]] = [

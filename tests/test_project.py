@@ -1,8 +1,7 @@
-"""The project itself: rooms in order, one version, and examples that run."""
+"""The project itself: one version, a reference of every public name, and examples that run."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import re
 import runpy
@@ -17,81 +16,20 @@ import trio.testing
 from _processes import finished, running
 
 import kadoa_trio
+import kadoa_trio.notices
+import kadoa_trio.workspace
 from kadoa_trio.testing import open_simulated_kadoa
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(kadoa_trio.__file__).parent
-ROOMS = [
-    "_version",
-    "_contexts",
-    "_redact",
-    "_errors",
-    "_backoff",
-    "_settings",
-    "_events",
-    "_wire",
-    "_cursors",
-    "_ledger",
-    "_notices",
-    "_files",
-    "_letters",
-    "_stores",
-    "_keeper",
-    "_exits",
-    "_proxy",
-    "_http",
-    "_notifications",
-    "_streaming",
-    "_forward",
-    "_socket",
-    "_channel",
-    "_acks",
-    "_repair",
-    "_cursor_check",
-    "_connection",
-    "_supervisor",
-    "_client",
-    "_diagnosis",
-]
-
-
-def imports(path: Path) -> set[str]:
-    """Give the modules that a file imports: ours as ``._name``, others by their first name."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            found.add("." * node.level + module if node.level else module.split(".")[0])
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-    return found
-
-
-def test_every_module_has_its_room() -> None:
-    modules = {path.stem for path in PACKAGE.glob("_*.py")} - {"__init__", "__main__"}
-    assert modules == set(ROOMS)
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_lower_rooms_do_not_import_higher_ones(room: str) -> None:
-    found = imports(PACKAGE / f"{room}.py")
-    ours = {name.lstrip(".") for name in found if name.startswith(".")}
-    assert ours <= set(ROOMS[: ROOMS.index(room)])
-    assert ("httpx" in found) == (room == "_http")
-    assert ("trio_websocket" in found) == (room == "_socket")
-    assert room != "_ledger" or not found & {"trio", "time", "random"}
-
-
-def test_simulator_knows_nothing_of_the_client() -> None:
-    for path in (PACKAGE / "testing").glob("*.py"):
-        above = {name for name in imports(path) if name.startswith("..")}
-        # Builders and strategies make the client's events; the simulator itself shares only these with it.
-        assert above <= {".._settings", ".._exits", ".._contexts"} or path.stem in {"_builders", "strategies"}
+PUBLIC = (kadoa_trio, kadoa_trio.notices, kadoa_trio.workspace)
 
 
 def test_public_names_are_all_there() -> None:
-    for name in kadoa_trio.__all__:
-        assert hasattr(kadoa_trio, name)
+    for module in PUBLIC:
+        for name in module.__all__:
+            assert hasattr(module, name)
+    assert len(kadoa_trio.__all__) < 50, "the words of every day: the others have modules of their own"
     assert (PACKAGE / "py.typed").exists()
 
 
@@ -223,7 +161,7 @@ async def test_program_in_the_readme_runs(
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
 def test_every_public_name_is_in_the_reference() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
-    for name in set(kadoa_trio.__all__) - {"__version__"}:
+    for name in {name for module in PUBLIC for name in module.__all__} - {"__version__"}:
         assert re.search(rf"\b{name}\b", text), name
     # Documented as whole modules.
     assert "automodule:: kadoa_trio.testing\n" in text

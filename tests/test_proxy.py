@@ -9,12 +9,13 @@ import trio
 from _loopback import accept, frame, read_head, server_tls, serving, trusting_tls
 from conftest import Leaks
 
-from kadoa_trio import ConfigurationError, Endpoints, diagnose
+from kadoa_trio import ConfigurationError, Endpoints
 from kadoa_trio._errors import AttemptError
-from kadoa_trio._proxy import Proxy, ProxyError, find_proxy, open_tunnel, proxy_secrets
+from kadoa_trio._net._proxy import Proxy, ProxyError, find_proxy, open_tunnel, proxy_secrets
+from kadoa_trio._net._socket import open_socket
 from kadoa_trio._redact import Secret, censor
 from kadoa_trio._settings import Settings, is_loopback
-from kadoa_trio._socket import open_socket
+from kadoa_trio.workspace import diagnose
 
 PASSWORD = "pr0xy-pass/word"  # of nobody
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

@@ -15,19 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kadoa_trio._notices
-from kadoa_trio import (
-    CursorStoreError,
-    FailedForward,
-    Gap,
-    GapReason,
-    MemoryCursorStore,
-    Notice,
-    Position,
-    open_realtime,
-)
+import kadoa_trio.notices
+from kadoa_trio import CursorStoreError, FailedForward, Gap, GapReason, MemoryCursorStore, Position, open_realtime
 from kadoa_trio._redact import Secret, censor, presentable
 from kadoa_trio.cli._output import say
+from kadoa_trio.notices import Notice
 from kadoa_trio.testing import open_simulated_kadoa
 
 VALUE = "hush-hush/secret word+é"
@@ -133,7 +125,7 @@ def kinds_of_notices() -> list[type[Notice]]:
         one = waiting.pop()
         waiting += one.__subclasses__()
         # Classes with slots are made twice; the first one is of no module any more.
-        if vars(kadoa_trio._notices).get(one.__name__) is one:
+        if vars(kadoa_trio.notices).get(one.__name__) is one:
             found.append(one)
     return sorted(found, key=lambda one: one.__name__)
 

@@ -24,22 +24,20 @@ from kadoa_trio import (
     Event,
     Gap,
     GapReason,
-    GapRemains,
-    GapRepaired,
     MemoryCursorStore,
-    Notice,
     Position,
     Realtime,
     RetryPolicy,
     _client,
-    _notifications,
     _repair,
     open_realtime,
 )
-from kadoa_trio._ledger import MAX_GAPS
-from kadoa_trio._repair import channel_types
-from kadoa_trio._wire import event_from_log
+from kadoa_trio._engine._ledger import MAX_GAPS
+from kadoa_trio._engine._repair import channel_types
+from kadoa_trio._net._wire import event_from_log
+from kadoa_trio.notices import GapRemains, GapRepaired, Notice
 from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
+from kadoa_trio.workspace import _notifications
 
 HOUR = 3600.0
 OPTIONS: dict[str, Any] = {

@@ -33,12 +33,11 @@ from kadoa_trio import (
     MessageTooLargeError,
     RequestRefusedError,
     RetryPolicy,
-    diagnose,
     open_forwarder,
-    open_notifications,
     open_realtime,
 )
-from kadoa_trio._wire import decode
+from kadoa_trio._net._wire import decode
+from kadoa_trio.workspace import diagnose, open_notifications
 
 KEY = "tk-0f8b1c2d-s3cr3t/k3y+for=tests"
 TOKEN = "eyJ0b2tlbiI6IjEifQ.s3cr3t/t0k3n+with=odd&chars"

@@ -37,9 +37,9 @@ from _loopback import (
 )
 
 from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
+from kadoa_trio._net._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
 from kadoa_trio._redact import Secret
 from kadoa_trio._settings import CLOSE_TIMEOUT, Endpoints, Settings
-from kadoa_trio._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
 
 TOKEN = "eyJ0b2tlbiI6IjEifQ.s3cr3t/t0k3n+with=odd&chars"
 QUOTED = quote(TOKEN, safe="")

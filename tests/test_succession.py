@@ -19,21 +19,23 @@ import trio.testing
 from kadoa_trio import (
     AuthenticationError,
     ConfigurationError,
+    GapReason,
+    MemoryCursorStore,
+    Realtime,
+    RequestRefusedError,
+    open_realtime,
+)
+from kadoa_trio.notices import (
     ConnectionAged,
     CursorAccepted,
     CursorDropped,
     EventLoopBlocked,
     FirstStart,
-    GapReason,
     HeldEventsReleased,
     Lost,
-    MemoryCursorStore,
     Notice,
     PossibleGap,
-    Realtime,
-    RequestRefusedError,
     State,
-    open_realtime,
 )
 from kadoa_trio.testing import Faults, PublishedEvent, SimulatedKadoa, open_simulated_kadoa
 

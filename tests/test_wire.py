@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kadoa_trio._events import Event, WorkflowFinished
-from kadoa_trio._wire import (
+from kadoa_trio._net._wire import (
     MAX_CURSOR,
     MAX_ID,
     MAX_NAME,

@@ -10,15 +10,13 @@ from kadoa_trio import (
     Event,
     EventChannel,
     Message,
-    Notice,
     Position,
-    PossibleGap,
     Realtime,
-    State,
     WorkflowDataChange,
     WorkflowFailed,
     open_realtime,
 )
+from kadoa_trio.notices import Notice, PossibleGap, State
 from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 
 

@@ -4,7 +4,8 @@ import logging
 
 import trio
 
-from kadoa_trio import Failed, Lost, PossibleGap, Realtime, State, open_realtime
+from kadoa_trio import Realtime, open_realtime
+from kadoa_trio.notices import Failed, Lost, PossibleGap, State
 
 DEAF_FOR = 120.0
 """An outage is news after so many seconds; single losses are every day's."""

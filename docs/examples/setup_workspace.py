@@ -2,7 +2,7 @@
 
 import trio
 
-from kadoa_trio import apply_plan, open_notifications, plan_streaming
+from kadoa_trio.workspace import apply_plan, open_notifications, plan_streaming
 
 
 async def main() -> None:

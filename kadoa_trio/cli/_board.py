@@ -13,21 +13,11 @@ from typing import Final
 import attrs
 from rich.text import Text
 
-from .._channel import EventChannelStatistics
 from .._client import Realtime, RealtimeStatistics
+from .._engine._buffer import EventChannelStatistics
 from .._events import Event
-from .._notices import (
-    AttemptStarted,
-    Connected,
-    Draining,
-    Lost,
-    Notice,
-    Replaced,
-    Retrying,
-    State,
-    Subscribed,
-)
 from .._redact import presentable
+from ..notices import AttemptStarted, Connected, Draining, Lost, Notice, Replaced, Retrying, State, Subscribed
 from ._output import event_line, worth_telling
 
 MIN_SPAN: Final = 15.0

@@ -14,7 +14,7 @@ import trio
 
 from .._backoff import RetryPolicy
 from .._client import Realtime, open_realtime
-from .._notices import AttemptStarted, Lost, Notice, Stable
+from ..notices import AttemptStarted, Lost, Notice, Stable
 from ..testing import PublishedEvent, SimulatedConnection, SimulatedKadoa, open_simulated_kadoa
 from ._board import Board
 from ._output import colours, say

@@ -13,8 +13,8 @@ import trio
 
 from .._client import Realtime
 from .._events import Event, Message, WorkflowDataChange, WorkflowFailed, WorkflowFinished, WorkflowRecovered
-from .._notices import Notice
 from .._redact import presentable
+from ..notices import Notice
 
 _COLOURS = {
     "workflow_failed": "red",

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import click
 import trio
 
-from .._diagnosis import Diagnosis, DiagnosisStep, Verdict, diagnose
-from .._notifications import open_notifications
 from .._redact import Secret, presentable, revealed
-from .._streaming import StreamingPlan, apply_plan, plan_streaming
+from ..workspace._diagnosis import Diagnosis, DiagnosisStep, Verdict, diagnose
+from ..workspace._notifications import open_notifications
+from ..workspace._streaming import StreamingPlan, apply_plan, plan_streaming
 from ._output import colours, say
 
 _MARKS = {

@@ -11,7 +11,7 @@ from typing import Any, final
 import attrs
 
 from .._events import Event
-from .._wire import decode
+from .._net._wire import decode
 
 WORKFLOW = "wf_123"
 _numbers = itertools.count(1)

@@ -16,14 +16,14 @@ from unittest import mock
 import attrs
 import trio
 
-import kadoa_trio._acks as acks
 import kadoa_trio._backoff as backoff
-import kadoa_trio._channel as channel
 import kadoa_trio._client as client
-import kadoa_trio._connection as connection
-import kadoa_trio._http as http
-import kadoa_trio._ledger as ledger
-import kadoa_trio._supervisor as supervisor
+import kadoa_trio._engine._acks as acks
+import kadoa_trio._engine._channel as channel
+import kadoa_trio._engine._connection as connection
+import kadoa_trio._engine._ledger as ledger
+import kadoa_trio._engine._supervisor as supervisor
+import kadoa_trio._net._http as http
 
 from ._program import ALL, of_seed
 from ._world import PROMISES, execute

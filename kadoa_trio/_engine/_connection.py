@@ -22,13 +22,15 @@ from typing import Final
 import attrs
 import trio
 
-from ._channel import Intake
-from ._cursor_check import Hold
-from ._errors import AttemptError
-from ._events import Event
-from ._http import HttpClient
-from ._ledger import Gap, Ledger, Moment
-from ._notices import (
+from .._errors import AttemptError
+from .._events import Event
+from .._net._http import HttpClient
+from .._net._socket import EndKind, Socket, SocketEnded, open_socket
+from .._net._wire import Draining as DrainNotice
+from .._net._wire import Heartbeat, Ignored, decode, subscribe
+from .._position import Gap
+from .._settings import DEFAULT_ADVICE, DRAIN_READ, MAX_ADVICE, MESSAGE_ALLOWANCE, MIN_ADVICE, Settings
+from ..notices import (
     Connected,
     Draining,
     EventLoopBlocked,
@@ -36,14 +38,13 @@ from ._notices import (
     Lost,
     PossibleGap,
     Replaced,
-    Reporter,
     Stable,
     Subscribed,
 )
-from ._settings import DEFAULT_ADVICE, DRAIN_READ, MAX_ADVICE, MESSAGE_ALLOWANCE, MIN_ADVICE, Settings
-from ._socket import EndKind, Socket, SocketEnded, open_socket
-from ._wire import Draining as DrainNotice
-from ._wire import Heartbeat, Ignored, decode, subscribe
+from ._buffer import Intake
+from ._cursor_check import Hold
+from ._ledger import Ledger, Moment
+from ._reporter import Reporter
 
 _GOING_AWAY: Final = 1001
 _ADVICE_JITTER: Final = 0.1

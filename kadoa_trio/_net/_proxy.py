@@ -18,8 +18,8 @@ import attrs
 import h11
 import trio
 
-from ._redact import Secret, presentable
-from ._settings import is_loopback
+from .._redact import Secret, presentable
+from .._settings import is_loopback
 
 _SCHEMES: Final = {"wss": "https", "ws": "http"}
 _MAX_HEAD: Final = 64 * 1024

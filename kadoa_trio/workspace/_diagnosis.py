@@ -13,22 +13,16 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
-from ._contexts import sync_context
-from ._errors import (
-    AttemptError,
-    AuthenticationError,
-    ConfigurationError,
-    KadoaError,
-    RequestRefusedError,
-)
-from ._events import Event
-from ._http import Token, default_ssl_context, describe, open_http
+from .._contexts import sync_context
+from .._errors import AttemptError, AuthenticationError, ConfigurationError, KadoaError, RequestRefusedError
+from .._events import Event
+from .._net._http import Token, default_ssl_context, describe, open_http
+from .._net._proxy import find_proxy, open_tunnel
+from .._net._socket import Socket, SocketEnded, open_socket
+from .._net._wire import Heartbeat, decode, subscribe
+from .._redact import Secret, hidden, presentable
+from .._settings import Endpoints, Settings, fits_header, read_key
 from ._notifications import Notifications
-from ._proxy import find_proxy, open_tunnel
-from ._redact import Secret, hidden, presentable
-from ._settings import Endpoints, Settings, fits_header, read_key
-from ._socket import Socket, SocketEnded, open_socket
-from ._wire import Heartbeat, decode, subscribe
 
 _BLOCKED: Final = "A firewall or proxy in between may block it: allow {host} on port {port}, with WebSocket upgrades where it serves them."
 

@@ -15,12 +15,12 @@ from urllib.parse import quote
 
 import attrs
 
-from ._contexts import async_context
-from ._errors import ConfigurationError, ProtocolError
-from ._events import read_time, structure
-from ._http import LOG_PAGE, HttpClient, iso, open_http
-from ._redact import Secret, hidden
-from ._settings import Endpoints, Settings, read_key
+from .._contexts import async_context
+from .._errors import ConfigurationError, ProtocolError
+from .._events import read_time, structure
+from .._net._http import LOG_PAGE, HttpClient, iso, open_http
+from .._redact import Secret, hidden
+from .._settings import Endpoints, Settings, read_key
 
 WEBSOCKET: Final = "WEBSOCKET"
 """The type of the channel that a workspace's WebSockets belong to. It may have one only."""

@@ -49,9 +49,11 @@ import trio
 import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
-from ._contexts import async_context
-from ._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step, scrubbed
-from ._exits import pick
+from .._contexts import async_context
+from .._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step, scrubbed
+from .._exits import pick
+from .._redact import Secret, presentable
+from .._settings import CLOSE_TIMEOUT, MAX_FRAGMENTS, Settings
 from ._http import (
     REFUSAL_GRACE,
     censored_logs,
@@ -62,8 +64,6 @@ from ._http import (
     unwanted_encoding,
 )
 from ._proxy import find_proxy, open_tunnel, proxy_secrets
-from ._redact import Secret, presentable
-from ._settings import CLOSE_TIMEOUT, MAX_FRAGMENTS, Settings
 
 _Args = TypeVarTuple("_Args")
 

@@ -16,7 +16,7 @@ from typing import Final
 import attrs
 import trio
 
-from ._events import Event
+from .._events import Event
 from ._ledger import Moment
 
 CLOSES_BEFORE_CHECK: Final = 3

@@ -11,17 +11,18 @@ from collections import deque
 
 import trio
 
-from ._errors import AttemptError
-from ._events import Event
-from ._http import HttpClient
-from ._notices import AcknowledgementsResting, Reporter
-from ._settings import (
+from .._errors import AttemptError
+from .._events import Event
+from .._net._http import HttpClient
+from .._settings import (
     ACKNOWLEDGEMENTS_IN_FLIGHT,
     ACKNOWLEDGEMENTS_PER_SECOND,
     ACKNOWLEDGEMENTS_REST,
     MAX_ACKNOWLEDGEMENTS,
     REFUSALS_BEFORE_REST,
 )
+from ..notices import AcknowledgementsResting
+from ._reporter import Reporter
 
 
 class Acknowledger:

@@ -16,17 +16,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, NoReturn, final
+from typing import Final
 
 import attrs
 import trio
 
-from ._events import Event
+from .._events import Event
+from .._settings import Settings
+from ..notices import AdmissionPaused
 from ._ledger import Entry, Ledger
-from ._notices import AdmissionPaused, Reporter
-from ._redact import presentable
-from ._settings import Settings
+from ._reporter import Reporter
 
 _LOW_WATER: Final = 0.8
 """A full buffer takes events again when it is down to this share of its limits: not one wake-up for every event."""
@@ -174,10 +173,10 @@ class Intake:
 
     # ---- handing out -------------------------------------------------------------------------------------------
 
-    def open_handle(self) -> EventChannel:
-        """Make a handle."""
+    def open_handle(self) -> trio.MemoryReceiveChannel[list[_Parcel]]:
+        """Count one more handle, and give its end of the memory channel."""
         self._handles += 1
-        return EventChannel(self, self._receive.clone())
+        return self._receive.clone()
 
     def handle_closed(self) -> None:
         self._handles -= 1
@@ -262,253 +261,3 @@ class Intake:
             tasks_waiting_receive=self._receive.statistics().tasks_waiting_receive,
             tasks_waiting_room=len(self._room),
         )
-
-
-@final
-class EventChannel(trio.abc.ReceiveChannel[Event]):
-    """Where a program receives its events: ``realtime.events``, and clones of it.
-
-    *Asking for the next event settles the one before it* on the same handle,
-    at once, before anything is awaited. So a plain ``async for`` settles each
-    event when its turn of the loop is over. Leaving the loop settles nothing:
-    what was in hand when a program was cancelled or failed comes again, to
-    another handle now or to the next run.
-
-    A handle belongs to one task at a time. Several workers use `clone`, and
-    compete for the events.
-
-    When admission has ended, what is buffered is still received, then
-    `trio.EndOfChannel` is raised; a fatal fault is raised once, before that.
-
-    Example::
-
-        async def worker(events: EventChannel) -> None:
-            async with events:
-                async for event in events:
-                    await handle(event)
-
-        async with open_realtime() as realtime, trio.open_nursery() as nursery:
-            for _ in range(4):
-                nursery.start_soon(worker, realtime.events.clone())
-    """
-
-    def __init__(self, intake: Intake, receive: trio.MemoryReceiveChannel[list[_Parcel]]) -> None:
-        self._intake = intake
-        self._receive = receive
-        self._current: _Parcel | None = None
-        self._owner: trio.lowlevel.Task | None = None
-        self._asking: trio.lowlevel.Task | None = None
-        self._busy = False
-        self._closed = False
-
-    def __repr__(self) -> str:
-        if self._closed:
-            return "<EventChannel, closed>"
-        in_hand = f", unsettled: {presentable(self._current.event.id, 80)}" if self._current is not None else ""
-        return f"<EventChannel, {self._intake.statistics().buffered_events} buffered{in_hand}>"
-
-    @trio.lowlevel.enable_ki_protection
-    async def receive(self) -> Event:
-        """Settle the event received before, and wait for the next one.
-
-        Being cancelled while it waits loses nothing; the event before it *is*
-        settled then.
-
-        Raises:
-            trio.EndOfChannel: admission has ended and everything was received.
-            trio.BusyResourceError: another task is receiving from this handle,
-                or has received an event from it that is not settled.
-            trio.ClosedResourceError: this handle was closed.
-            KadoaError: the fault that ended the client; once, on one handle.
-        """
-        self._current = parcel = await self._take()
-        self._owner = self._asking
-        return parcel.event
-
-    @trio.lowlevel.enable_ki_protection
-    def receive_nowait(self) -> Event:
-        """Settle the event received before, and return the next one if there is one.
-
-        Raises:
-            trio.WouldBlock: nothing is buffered.
-            trio.EndOfChannel: as `receive`; and what else `receive` raises.
-        """
-        self._ask()
-        parcel = self._intake.from_line()
-        if parcel is None:
-            try:
-                batch = self._receive.receive_nowait()
-            except trio.EndOfChannel:
-                self._end()
-            parcel = self._intake.split(batch)
-        self._current = parcel
-        self._owner = self._asking
-        return parcel.event
-
-    @trio.lowlevel.enable_ki_protection
-    def settle(self) -> None:
-        """Settle the event received last, without asking for the next one. Does nothing if there is none."""
-        parcel, self._current = self._current, None
-        self._owner = None
-        if parcel is not None:
-            self._intake.settle_parcel(parcel)
-
-    def delivery(self) -> Delivery:
-        """Receive an event for a block, and settle it at the block's end.
-
-        If the block is left with an exception, `trio.Cancelled` included, the
-        event goes back to the head of the line instead, for this or another
-        handle. A task may hold several deliveries of one handle, and settle
-        them in any order.
-
-        Entering settles an event that `receive` returned before, and raises
-        what `receive` raises.
-
-        Example::
-
-            async with events.delivery() as delivery:
-                await handle(delivery.event)
-        """
-        return Delivery(self)
-
-    def clone(self) -> EventChannel:
-        """Make another handle to the same stream: each event goes to one of them.
-
-        The stream is stopped when all of them are closed.
-
-        Raises:
-            trio.ClosedResourceError: this handle was closed.
-        """
-        if self._closed:
-            raise trio.ClosedResourceError
-        return self._intake.open_handle()
-
-    def statistics(self) -> EventChannelStatistics:
-        """Return how full the channel is."""
-        return self._intake.statistics()
-
-    @trio.lowlevel.enable_ki_protection
-    def close(self) -> None:
-        """Close this handle; an event that it has not settled goes to another one.
-
-        Closing the last handle stops the client, as `Realtime.stop` does.
-        Closing twice is fine.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        parcel, self._current = self._current, None
-        self._owner = None
-        if parcel is not None:
-            self._intake.put_back(parcel)
-        self._receive.close()
-        self._intake.handle_closed()
-
-    @trio.lowlevel.enable_ki_protection
-    async def aclose(self) -> None:
-        """Close this handle, as `close` does. A checkpoint."""
-        self.close()
-        await trio.lowlevel.checkpoint()
-
-    def __enter__(self) -> EventChannel:
-        return self
-
-    @trio.lowlevel.enable_ki_protection
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @trio.lowlevel.enable_ki_protection  # the one that is inherited is not
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def _ask(self) -> None:
-        """What every way of asking does first, without a checkpoint."""
-        if self._closed:
-            raise trio.ClosedResourceError
-        if self._busy:
-            raise trio.BusyResourceError("another task is receiving from this handle; give each task a clone()")
-        self._asking = trio.lowlevel.current_task()
-        parcel = self._current
-        if parcel is not None:
-            if self._owner is not self._asking:
-                raise trio.BusyResourceError(
-                    f"another task received event {presentable(parcel.event.id, 80)} from this handle and has not settled it; "
-                    "give each task a clone()"
-                )
-            self._current = None
-            self._intake.settle_parcel(parcel)
-
-    @trio.lowlevel.enable_ki_protection
-    async def _take(self) -> _Parcel:
-        self._ask()
-        self._busy = True
-        intake = self._intake
-        try:
-            # First, so that under load the next event is there already: to be woken for each one costs twice as much.
-            await trio.lowlevel.checkpoint()
-            if self._closed:
-                raise trio.ClosedResourceError
-            parcel = intake.from_line()
-            if parcel is not None:
-                return parcel
-            try:
-                batch = self._receive.receive_nowait()
-            except trio.WouldBlock:
-                # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
-                batch = await self._receive.receive()
-            return intake.split(batch)
-        except trio.EndOfChannel:
-            self._end()
-        finally:
-            self._busy = False
-
-    def _end(self) -> NoReturn:
-        fault = self._intake.take_fault()
-        if fault is not None:
-            raise fault from fault.__cause__
-        raise trio.EndOfChannel
-
-
-@final
-class Delivery:
-    """An event in hand for a block. Made by `EventChannel.delivery`."""
-
-    def __init__(self, channel: EventChannel) -> None:
-        self._channel = channel
-        self._parcel: _Parcel | None = None
-
-    @property
-    def event(self) -> Event:
-        """The event."""
-        return self._require().event
-
-    @property
-    def attempt(self) -> int:
-        """How often this process has handed it out, 1 the first time."""
-        return self._require().attempt
-
-    def _require(self) -> _Parcel:
-        if self._parcel is None:
-            raise RuntimeError("a delivery has its event inside of its async with block only")
-        return self._parcel
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> Delivery:
-        if self._parcel is not None:
-            raise RuntimeError("a delivery can be entered once")
-        self._parcel = await self._channel._take()
-        return self
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        parcel = self._require()
-        if exc is None:
-            self._channel._intake.settle_parcel(parcel)
-        else:
-            self._channel._intake.put_back(parcel)

@@ -12,7 +12,7 @@ from typing import Final, final
 import attrs
 import trio
 
-from ._errors import ConfigurationError, RequestRefusedError, SetupError
+from .._errors import ConfigurationError, RequestRefusedError, SetupError
 from ._notifications import WEBSOCKET, Channel, Notifications, Setting, check_event_types
 
 CHANNEL_NAME: Final = "Realtime (WebSocket)"

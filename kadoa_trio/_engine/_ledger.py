@@ -42,8 +42,6 @@ question of the gap and does not move the cursor.
 
 from __future__ import annotations
 
-import enum
-import json
 from collections import deque
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -51,8 +49,9 @@ from typing import Final
 
 import attrs
 
+from .._position import Gap, GapReason, Position
+from .._redact import presentable
 from ._cursors import CursorKey, cursor_key
-from ._redact import presentable
 
 RECENT_IDS = 1_000
 """How many of the newest settled ids go with a position: a replay may be inclusive, or start earlier than asked."""
@@ -72,7 +71,6 @@ TRUST_FACTOR: Final = 6
 
 More than for one event, because a replay that comes in pages shows itself only when a page follows a live event.
 """
-_VERSION: Final = 1
 _FROM_LOG: Final = -1
 """Stands where a connection's number would, for what was taken from the notification log."""
 _RESTORED: Final = 0
@@ -82,154 +80,6 @@ Moment = tuple[datetime, float]
 """A time on both clocks: the wall's, aware, and a monotonic one, in seconds."""
 _Stood = tuple[datetime, float | None]
 """A `Moment`; without its second part when it is of an earlier process."""
-
-
-class GapReason(enum.Enum):
-    """Why continuity could not be proved."""
-
-    NO_CURSOR = "there was no cursor to resume from"
-    NOT_PROMISED = "the server announced that it does not resume"
-    NOT_REPLAYED = "the server took the cursor and did not replay"
-    CURSOR_DROPPED = "the server kept refusing the cursor"
-    UNPROVED = "no connection lived long enough to be relied on"
-    UNREAD = "a connection was closed while events on it were not read"
-
-
-@attrs.frozen(kw_only=True)
-class Gap:
-    """A span of time in which events may have been missed."""
-
-    since: datetime | None
-    """When the resume cursor stood, by this machine's clock; None when that is not known.
-
-    It is never later than the loss. Where the clock was set meanwhile, the earlier reading counts.
-    """
-    until: datetime
-    """When the connection that continues the stream delivered its first event, or had delivered none for a while.
-
-    Not its first frame: a heartbeat may come before the subscription has taken effect. Never before `since`.
-    """
-    reason: GapReason
-    """Why the client cannot exclude a loss."""
-    cursor: str | None = None
-    """Where the stream stood before it, if that had a cursor."""
-
-
-@attrs.frozen(kw_only=True)
-class Position:
-    """How far a program's *processing* has come: where another run may resume.
-
-    It never passes an event that was not settled. Give it to
-    ``open_realtime(resume_from=...)``, or have a cursor store keep it.
-    """
-
-    team: str | None = None
-    """The team whose stream it is a place in; None before the first connection."""
-    cursor: str | None = None
-    """The cursor to resume from; None when the server has given none."""
-    settled: tuple[str, ...] = ()
-    """Ids that were settled and that a resumption from `cursor` may bring again, oldest first."""
-    recent: tuple[str, ...] = ()
-    """The newest settled ids besides, at most 1,000, since a replay may start earlier than asked."""
-    cursor_at: datetime | None = None
-    """When `cursor` stood, by this machine's clock.
-
-    Events after that time may be missing where nothing is replayed. Without
-    a cursor, the time of the last settled event, or of the first start.
-    """
-    last_life: datetime | None = None
-    """When the last frame came from the server."""
-    promised: bool = True
-    """False if the server announced that it does not resume from `cursor`; the next run reports a possible gap then."""
-    gaps: tuple[Gap, ...] = ()
-    """Possible gaps that nothing has closed, oldest first, at most 100."""
-
-    def to_json(self) -> str:
-        """Write it as JSON, for a store of your own. Readable, and versioned."""
-        return json.dumps(
-            {
-                "version": _VERSION,
-                "team": self.team,
-                "cursor": self.cursor,
-                "cursor_at": _write_time(self.cursor_at),
-                "last_life": _write_time(self.last_life),
-                "promised": self.promised,
-                "gaps": [
-                    {
-                        "since": _write_time(gap.since),
-                        "until": _write_time(gap.until),
-                        "reason": gap.reason.name,
-                        "cursor": gap.cursor,
-                    }
-                    for gap in self.gaps
-                ],
-                "settled": self.settled,
-                "recent": self.recent,
-            }
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> Position:
-        """Read what `to_json` has written.
-
-        Raises:
-            ValueError: it is something else, or of a newer version.
-        """
-        data = json.loads(text)
-        if not isinstance(data, dict) or not isinstance(data.get("version"), int):
-            raise ValueError("not a position")
-        if data["version"] > _VERSION:
-            raise ValueError(f"a position of version {data['version']}; this library knows version {_VERSION}")
-        try:
-            return cls(
-                team=_text(data["team"]),
-                cursor=_text(data["cursor"]),
-                settled=_texts(data["settled"]),
-                recent=_texts(data["recent"]),
-                cursor_at=_read_time(data.get("cursor_at")),
-                last_life=_read_time(data["last_life"]),
-                promised=data.get("promised", True) is not False,
-                gaps=tuple(map(_read_gap, data["gaps"])),
-            )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ValueError(f"not a position: {type(exc).__name__} in its {exc}") from None
-
-
-def _write_time(time: datetime | None) -> str | None:
-    return None if time is None else time.isoformat()
-
-
-def _read_time(text: object) -> datetime | None:
-    if text is None:
-        return None
-    time = datetime.fromisoformat(_text(text) or "")
-    if time.tzinfo is None:
-        raise ValueError("a time without its offset")
-    return time
-
-
-def _text(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} where a string belongs")
-    return value
-
-
-def _texts(values: object) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError("list of ids")
-    return tuple(values)
-
-
-def _read_gap(data: dict[str, object]) -> Gap:
-    until = _read_time(data["until"])
-    if until is None:
-        raise TypeError("gap without an end")
-    return Gap(
-        since=_read_time(data["since"]),
-        until=until,
-        reason=GapReason[_text(data["reason"]) or ""],
-        cursor=_text(data["cursor"]),
-    )
 
 
 class _Line:

@@ -14,12 +14,14 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from ._errors import CursorStoreError, OwnershipLostError
-from ._ledger import Ledger, Position
-from ._notices import FirstStart, PositionNotSaved, PositionSaved, Reporter, Resumed
-from ._redact import presentable
-from ._settings import IDS_A_SAVE, LIFE_INTERVAL, SAVE_INTERVAL, SAVE_RETRIES, SAVE_TIMEOUT
-from ._stores import CursorSession, CursorStore
+from .._errors import CursorStoreError, OwnershipLostError
+from .._position import Position
+from .._redact import presentable
+from .._settings import IDS_A_SAVE, LIFE_INTERVAL, SAVE_INTERVAL, SAVE_RETRIES, SAVE_TIMEOUT
+from .._stores import CursorSession, CursorStore
+from ..notices import FirstStart, PositionNotSaved, PositionSaved, Resumed
+from ._ledger import Ledger
+from ._reporter import Reporter
 
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")

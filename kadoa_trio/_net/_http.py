@@ -35,8 +35,8 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 import trio
 
-from ._contexts import async_context, sync_context
-from ._errors import (
+from .._contexts import async_context, sync_context
+from .._errors import (
     AttemptError,
     AuthenticationError,
     ConfigurationError,
@@ -48,11 +48,11 @@ from ._errors import (
     Step,
     scrubbed,
 )
-from ._events import parse_json
-from ._exits import clean_up
+from .._events import parse_json
+from .._exits import clean_up
+from .._redact import Secret, censor, presentable
+from .._settings import CLOSE_TIMEOUT, Endpoints, Settings, fits_header, is_loopback
 from ._proxy import proxy_secrets
-from ._redact import Secret, censor, presentable
-from ._settings import CLOSE_TIMEOUT, Endpoints, Settings, fits_header, is_loopback
 
 MAX_ANSWER = 64 * 1024
 """An answer longer than this is not read further, in bytes. The documented one has a few hundred."""

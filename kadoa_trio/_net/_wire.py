@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, TypeGuard
 import attrs
 import msgspec
 
-from ._events import Event, json_kind, parse_json
+from .._events import Event, json_kind, parse_json
 
 MAX_ID: Final = 256
 """Maximum length of an event id and of a workflow id, in characters; those that are documented have some tens.

@@ -37,15 +37,17 @@ from typing import Any, Final
 import attrs
 import trio
 
-from ._channel import Intake
-from ._errors import AttemptError, KadoaError, ProtocolError
-from ._events import Event, parse_json
-from ._http import LOG_PAGE, HttpClient
-from ._ledger import MAX_GAPS, Gap, Ledger
-from ._notices import GapRemains, GapRepaired, Reporter
-from ._notifications import WEBSOCKET, LogEntry, LogPage, Notifications, Setting
-from ._streaming import find_setting
-from ._wire import event_from_log
+from .._errors import AttemptError, KadoaError, ProtocolError
+from .._events import Event, parse_json
+from .._net._http import LOG_PAGE, HttpClient
+from .._net._wire import event_from_log
+from .._position import Gap
+from ..notices import GapRemains, GapRepaired
+from ..workspace._notifications import WEBSOCKET, LogEntry, LogPage, Notifications, Setting
+from ..workspace._streaming import find_setting
+from ._buffer import Intake
+from ._ledger import MAX_GAPS, Ledger
+from ._reporter import Reporter
 
 REPAIR_DELAYS: Final = 5.0, 90.0, 300.0, 600.0
 """Seconds before the first try of a gap, and between its tries; the last one is repeated.

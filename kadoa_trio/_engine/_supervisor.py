@@ -19,10 +19,8 @@ import math
 
 import trio
 
-from ._backoff import Backoff
-from ._connection import Connection, EndReason, Shared
-from ._cursor_check import HOLD_TIME, CursorCheck, Hold
-from ._errors import (
+from .._backoff import Backoff
+from .._errors import (
     AttemptError,
     AuthenticationError,
     ConnectionFailedError,
@@ -31,7 +29,8 @@ from ._errors import (
     MessageTooLargeError,
     RequestRefusedError,
 )
-from ._notices import (
+from .._settings import MAX_SOCKETS
+from ..notices import (
     AttemptStarted,
     ConnectionAged,
     CursorAccepted,
@@ -43,7 +42,8 @@ from ._notices import (
     Retrying,
     Stopped,
 )
-from ._settings import MAX_SOCKETS
+from ._connection import Connection, EndReason, Shared
+from ._cursor_check import HOLD_TIME, CursorCheck, Hold
 
 
 def is_refusal(connection: Connection) -> bool:
