@@ -35,6 +35,7 @@ from trio._core import _ki  # what Trio's handler asks about a frame has no publ
 
 import kadoa_trio
 import kadoa_trio.testing
+import kadoa_trio.workspace
 from kadoa_trio import CursorSession, MemoryCursorStore, Position, open_forwarder, open_realtime
 from kadoa_trio._contexts import async_context, sync_context
 from kadoa_trio._exits import clean_up
@@ -328,7 +329,7 @@ async def test_clean_up_raises_what_it_meets_and_ends_by_its_deadline(autojump_c
 
 def context_managers() -> Iterator[tuple[str, Any]]:
     """Walk the public API: give each function that returns a context manager, and each method of one."""
-    for module in (kadoa_trio, kadoa_trio.testing):
+    for module in (kadoa_trio, kadoa_trio.workspace, kadoa_trio.testing):
         for name in module.__all__:
             one = getattr(module, name)
             if inspect.isfunction(one):

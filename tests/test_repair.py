@@ -20,18 +20,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kadoa_trio import (
-    Event,
-    Gap,
-    GapReason,
-    MemoryCursorStore,
-    Position,
-    Realtime,
-    RetryPolicy,
-    _client,
-    _repair,
-    open_realtime,
-)
+from kadoa_trio import Event, Gap, GapReason, MemoryCursorStore, Position, Realtime, RetryPolicy, _client, open_realtime
+from kadoa_trio._engine import _repair
 from kadoa_trio._engine._ledger import MAX_GAPS
 from kadoa_trio._engine._repair import channel_types
 from kadoa_trio._net._wire import event_from_log
