@@ -1016,7 +1016,7 @@ async def test_buffer_is_bounded_by_events_and_reading_goes_on(autojump_clock: A
         sent = kadoa.publish_many(100)
         await trio.sleep(HOUR)
         statistics = realtime.events.statistics()
-        assert (statistics.buffered_events, statistics.tasks_waiting_room) == (20, 1)
+        assert (statistics.buffered_events, statistics.tasks_waiting_space) == (20, 1)
         assert realtime.statistics().attempts == 1  # the clock stood still: it is we who do not read
         assert await take(realtime, 100) == ids(sent)
 

@@ -86,6 +86,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @attrs.frozen
 class MockNetwork:
     http_transport: object | None
+    settlement_observer: None = None
 
     async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         raise AssertionError("the token request opened a stream")

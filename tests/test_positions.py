@@ -200,7 +200,7 @@ async def test_key_of_another_team_does_not_resume(autojump_clock: Clock) -> Non
         kadoa.team_id = "team-2"
         async with connect(kadoa, cursor_store=store):
             assert (await kadoa.wait_subscribed(2)).last_cursor is None
-        with pytest.raises(ConfigurationError, match="another team"):
+        with pytest.raises(ConfigurationError, match="belongs to team"):
             async with connect(kadoa, resume_from=position):
                 pass
 
@@ -436,7 +436,7 @@ async def test_last_position_that_is_not_saved_is_an_error_at_exit(autojump_cloc
                 await take(realtime, 3)
         with pytest.raises(ZeroDivisionError) as caught:
             async with connect(kadoa, cursor_store=FaultyStore()) as realtime:
-                realtime._keeper._store.fault = OSError("disk full")  # type: ignore[union-attr]
+                realtime._assembly.saver._store.fault = OSError("disk full")  # type: ignore[union-attr]
                 kadoa.publish()
                 await take(realtime, 1)
                 raise ZeroDivisionError

@@ -191,7 +191,7 @@ def _buffers(client: RealtimeStatistics, channel: EventChannelStatistics) -> Tex
         f"buffer  {channel.buffered_events} of {channel.max_buffered_events}", style="yellow" if full > 0.5 else ""
     )
     text.append(f"   unsettled  {channel.unsettled} of {channel.max_unsettled}")
-    if channel.tasks_waiting_room:
+    if channel.tasks_waiting_space:
         text.append("   READING PAUSED", style="bold red")
     if client.unsaved:
         text.append(f"   unsaved  {client.unsaved}")
