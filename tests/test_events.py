@@ -126,7 +126,7 @@ def test_unknown_fields_do_not_disturb_and_stay_in_raw() -> None:
     [
         ("workflow_failed", 5, "message: expected an object, not a number"),
         ("workflow_failed", [], "message: expected an object, not an array"),
-        ("workflow_failed", None, "message: there is none that can be read"),
+        ("workflow_failed", None, "message: missing or unreadable"),
         ("workflow_failed", {**FAILED, "workflowId": 5}, "message.workflowId: expected a string, not a number"),
         ("workflow_failed", {**FAILED, "sourceUrl": True}, "message.sourceUrl: expected a string, not a boolean"),
         ("workflow_recovered", {"workflowId": "a", "source": "b"}, "message.workflowName: missing"),
@@ -219,7 +219,7 @@ def test_frame_that_cannot_be_parsed_again_gives_what_is_known() -> None:
     deep = "[" * 100_000 + "]" * 100_000
     event = Event("1", "workflow_finished", None, None, "id", f'{{"message":{deep}}}')
     assert event.raw == {"eventType": "workflow_finished", "id": "1"}
-    assert event.message == OtherMessage(None, "message: there is none that can be read")
+    assert event.message == OtherMessage(None, "message: missing or unreadable")
 
 
 def test_events_are_values() -> None:
