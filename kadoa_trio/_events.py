@@ -394,10 +394,10 @@ def _say(exc: BaseException, _kind: type | None) -> str:
 def _wire_path(reason: str) -> str:
     # cattrs names the attributes of our classes; the text names the fields of the JSON, because users look there.
     what, _, path = reason.rpartition(" @ ")
-    return f"{_camel(path)}: {what}"
+    return f"{camel_case(path)}: {what}"
 
 
-def _camel(name: str) -> str:
+def camel_case(name: str) -> str:
     """Convert ``workflow_id`` to Kadoa's spelling, ``workflowId``."""
     first, *others = name.split("_")
     return first + "".join(map(str.capitalize, others))
@@ -425,7 +425,7 @@ def _structure_mapping(value: Any, _kind: object) -> Mapping[str, Any]:
 
 def _object_hook(kind: type[T]) -> Callable[[Any, Any], T]:
     """Make the hook for a class of this package, whose attributes are camelCase in JSON."""
-    names = {field.name: cattrs.gen.override(rename=_camel(field.name)) for field in attrs.fields(kind)}  # type: ignore[arg-type]  # T is a class of this module
+    names = {field.name: cattrs.gen.override(rename=camel_case(field.name)) for field in attrs.fields(kind)}  # type: ignore[arg-type]  # T is a class of this module
     structure = cattrs.gen.make_dict_structure_fn(kind, _converter(), **names)  # type: ignore[arg-type]  # no option of it
 
     def hook(value: Any, _kind: Any) -> T:
