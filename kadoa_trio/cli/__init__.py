@@ -1,4 +1,4 @@
-"""The command ``kadoa-trio``. What it does can all be done from a program; it adds words, colours and exit codes."""
+"""The command ``kadoa-trio``. Programs can do all of this with the library; the command adds text and exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if exc.name not in ("click", "rich"):
             raise
         print(
-            f"kadoa-trio: the command needs {exc.name}: pip install 'kadoa-trio[cli]'; the library works without it",
+            f"kadoa-trio: the command needs {exc.name}, which is not installed: pip install 'kadoa-trio[cli]'",
             file=sys.stderr,
         )
         return 2
