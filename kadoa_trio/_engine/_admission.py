@@ -68,6 +68,10 @@ class Admission:
         """Admit nothing from now on; see `Buffer.end`."""
         self._buffer.end(fault)
 
+    def stop(self) -> None:
+        """End admission in an orderly way; see `Buffer.stop`."""
+        self._buffer.stop()
+
     # ---- the door: no checkpoint in any of these -----------------------------------------------------------------
 
     def try_admit(self, event: Event, generation: int, now: Moment, arrived: Moment, *, apart: bool = False) -> bool:

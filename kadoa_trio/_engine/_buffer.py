@@ -11,7 +11,7 @@ import trio
 
 from .._events import Event
 from .._settings import Settings, SettlementObserver
-from ..notices import AdmissionPaused
+from ..notices import AdmissionPaused, State, Stopped
 from ._ledger import Entry, Ledger
 from ._reporter import Reporter
 
@@ -155,6 +155,12 @@ class Buffer:
             self._send.close()
             self._space.unpark_all()
 
+    def stop(self) -> None:
+        """End admission in an orderly way, and publish that."""
+        self.end()
+        if self._reporter.status.state not in (State.STOPPED, State.FAILED):
+            self._reporter.publish(Stopped)
+
     def take_fault(self) -> Exception | None:
         """Return the fault that ended admission, once."""
         fault, self._fault = self._fault, None
@@ -171,7 +177,7 @@ class Buffer:
         """Count one handle less. Without any, admission ends."""
         self._handles -= 1
         if not self._handles:
-            self.end()
+            self.stop()
             self.abandoned.set()
 
     def _offer(self, batch: list[BufferedEvent]) -> None:

@@ -40,8 +40,6 @@ from ..notices import (
     HeldEventsReleased,
     Refused,
     Retrying,
-    State,
-    Stopped,
 )
 from ._connection import Connection, ConnectionContext, EndReason
 from ._cursor_check import HOLD_TIME, CursorCheck, Hold
@@ -94,9 +92,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """End all connections. Nothing is admitted from here on."""
-        self._context.admission.end()
-        if self._context.reporter.status.state not in (State.STOPPED, State.FAILED):
-            self._context.reporter.publish(Stopped)
+        self._context.admission.stop()
         self._scope.cancel(reason="the client was stopped")
 
     def fail(self, fault: Exception) -> bool:
