@@ -293,7 +293,7 @@ class Connection:
         """
         shared = self._shared
         settings = shared.settings
-        mark = shared.ledger.mark()
+        mark = shared.ledger.mark(shared.reporter.moment())
         try:
             token = await shared.http.fetch_token()
             await shared.enter_team(token.team_id)
