@@ -395,7 +395,7 @@ class Connection:
             self._asked = moment
             ledger.last_life = self._not_before[0]
             self._progress = 0
-            if now > self._far_enough:
+            if now > self._far_enough and message:  # an empty message is no sign of life
                 self._heartbeat.deadline = now + timeout + slack
                 self._far_enough = now + slack
             if not self._is_confirmed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -80,16 +81,37 @@ def kadoa_trio_command(verbose: int) -> None:
 # ---- options that several commands have ----------------------------------------------------------------------------
 
 
+_MAX_KEY_FILE = 10_000
+"""Maximum length of the file of an API key, in characters."""
+
+
+class _Number(click.FloatRange):
+    """A number in a range; click's own lets NaN pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 def _read_key_file(_ctx: click.Context, _param: click.Parameter, path: str | None) -> Secret | None:
     if path is None:
         return None
     try:
-        text = sys.stdin.read(10_000) if path == "-" else Path(path).read_text(encoding="utf-8")
+        if path == "-":
+            text = sys.stdin.read(_MAX_KEY_FILE + 1)
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(_MAX_KEY_FILE + 1)
     except (OSError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not text"
         raise click.BadParameter(f"{path}: {reason}") from None
+    long = len(text) > _MAX_KEY_FILE
     key = Secret(text.strip())
     del text
+    if long:
+        raise click.BadParameter(f"{path} is longer than {_MAX_KEY_FILE} characters")
     if not key.reveal():
         raise click.BadParameter(f"{path} is empty")
     return key
@@ -220,7 +242,7 @@ def watch(api_key: Secret | None, types: tuple[str, ...], workflows: tuple[str, 
     metavar="PATH",
     help="Where events are put aside, one JSON object a line.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Of an attempt, in s.")
+@click.option("--timeout", type=_Number(min=0.1), default=30.0, show_default=True, help="Of an attempt, in s.")
 @click.option("--replay", metavar="FILE", help="Send the dead letters of FILE again, and nothing else.")
 @_limit
 def forward(
@@ -337,7 +359,7 @@ def send_test(event_type: str, api_key: Secret | None, workflow: str | None, as_
 @click.option("--no-test-event", is_flag=True, help="Send no test event.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=_Number(min=0.1),
     default=30.0,
     show_default=True,
     help="For the first frame and for the test event, in seconds each.",
@@ -368,19 +390,15 @@ def doctor(
 
 @kadoa_trio_command.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: one that the system chooses.")
-@click.option(
-    "--rate", type=click.FloatRange(min=0, max=10_000), default=1.0, show_default=True, help="Events a second."
-)
+@click.option("--rate", type=_Number(min=0, max=10_000), default=1.0, show_default=True, help="Events a second.")
 @click.option(
     "--fault", "schedule", type=_ScheduleType(), metavar="SCHEDULE", help='Such as "10 drain, 25 reset, 40 outage 5".'
 )
 @click.option("--repeat", is_flag=True, help="Begin the schedule again when it is over.")
 @click.option("--chaos", type=int, metavar="SEED", help="Faults at random, for an hour; a seed draws the same again.")
-@click.option(
-    "--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Their mean distance, s."
-)
-@click.option("--heartbeat", type=click.FloatRange(min=0.01), default=15.0, show_default=True, help="Interval, in s.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), help="End after so long. Default: with Ctrl-C.")
+@click.option("--every", type=_Number(min=0.1), default=10.0, show_default=True, help="Their mean distance, s.")
+@click.option("--heartbeat", type=_Number(min=0.01), default=15.0, show_default=True, help="Interval, in s.")
+@click.option("--seconds", type=_Number(min=0.1), help="End after so long. Default: with Ctrl-C.")
 @click.option("--env-file", metavar="PATH", help="Write the variables to this file, too, as NAME=value lines.")
 def simulate(
     port: int,
@@ -421,7 +439,7 @@ def simulate(
 
 
 @kadoa_trio_command.command()
-@click.option("--seconds", type=click.FloatRange(6, 3600), default=15.0, show_default=True, help="How long.")
+@click.option("--seconds", type=_Number(6, 3600), default=15.0, show_default=True, help="How long.")
 @click.option("--plain", is_flag=True, help="Line by line, also in a terminal.")
 def demo(seconds: float, plain: bool) -> int:
     """Watch the client survive a bad quarter of a minute, on this machine only.
