@@ -8,7 +8,7 @@ Nothing that an event holds can keep it from being posted. The header has
 every byte of the type's UTF-8 that is not visible ASCII, and ``%``, as
 ``%XX``, and a type that would be longer than 256 characters is cut there; the
 body has the type as it is. The body is strict JSON: ``NaN``, infinities and
-numbers beyond a double's range are null, lone surrogates are U+FFFD, and a
+floats beyond a double's range are null, lone surrogates are U+FFFD, and a
 payload that is nested too deeply to be written is null.
 """
 

@@ -634,6 +634,28 @@ async def test_simulate_serves_any_client_and_has_its_faults(tmp_path: Path) -> 
     assert b"connection 2: subscribed from" in run.err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["simulate", "--rate", "nan"], ["simulate", "--seconds", "nan"], ["demo", "--seconds", "nan"]]
+)
+async def test_nan_is_a_usage_error(arguments: list[str]) -> None:
+    done = await finish(*arguments, env=environment())
+    assert done.returncode == 2
+    assert b"is not a number" in done.stderr
+
+
+async def test_key_file_without_an_end_is_a_usage_error() -> None:
+    done = await finish("send-test", "workflow_failed", "--api-key-file", "/dev/zero", env=environment())
+    assert done.returncode == 2
+    assert b"longer than 10000 characters" in done.stderr
+
+
+async def test_closed_standard_output_is_one_line() -> None:
+    done = await finished(["sh", "-c", f"exec {sys.executable} -m kadoa_trio demo >&-"], env=environment())
+    assert done.returncode == 2
+    assert b"standard output is closed" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 async def test_simulate_ends_after_its_seconds() -> None:
     done = await finish("simulate", "--seconds", "0.1", "--chaos", "3", env=environment())
     assert done.returncode == 0

@@ -569,6 +569,19 @@ async def test_chained_drains_under_load_lose_nothing(autojump_clock: Any, pair:
         nursery.cancel_scope.cancel()
 
 
+async def test_empty_messages_are_no_sign_of_life(autojump_clock: Any, pair: Any) -> None:
+    async with pair(heartbeat_timeout=30.0) as (kadoa, realtime):
+        kadoa.publish()
+        await realtime.events.receive()
+        connection = kadoa.newest
+        connection.go_silent()
+        for _ in range(60):
+            await trio.sleep(1)
+            connection.send_raw("")
+        await kadoa.wait_subscribed(2)
+        assert "heartbeat_timeout" in str(kinds(notices(realtime), Lost)[0])
+
+
 async def test_silent_connection_is_lost_after_the_heartbeat_timeout(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         await settle_in(kadoa, realtime)

@@ -91,6 +91,24 @@ async def test_effects_and_position_are_in_one_transaction(monkeypatch: pytest.M
         assert effects() == [event.id for event in kadoa.published[:-2]]
 
 
+async def test_program_with_its_own_database_has_a_position_before_its_first_event(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "transaction.py"))
+    path = tmp_path / "mine.db"
+    async with open_simulated_kadoa() as kadoa:
+        with kadoa.as_default():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(code["main"], str(path))
+                await kadoa.wait_subscribed(1)
+                await trio.sleep(1)
+                nursery.cancel_scope.cancel()  # as a crash: nothing was committed since
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        position = code["prepare"](database)
+    assert position is not None
+    assert position.cursor_at is not None
+
+
 async def test_workspace_is_set_up_by_a_program(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

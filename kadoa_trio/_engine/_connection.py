@@ -249,7 +249,7 @@ class Connection:
         """
         context = self._context
         settings = context.settings
-        mark = context.ledger.mark()
+        mark = context.ledger.mark(context.reporter.moment())
         try:
             token = await context.http.fetch_token()
             await context.team.check(token.team_id)
@@ -353,7 +353,7 @@ class Connection:
             self._asked = moment
             ledger.last_life = self._not_before[0]
             self._progress = 0
-            if now > self._far_enough:
+            if now > self._far_enough and message:  # an empty message is no sign of life
                 self._heartbeat.deadline = now + timeout + slack
                 self._far_enough = now + slack
             if self.phase is Phase.SUBSCRIBED:

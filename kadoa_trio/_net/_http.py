@@ -71,6 +71,10 @@ if TYPE_CHECKING:
     import httpx
 
 _TEMPORARY_4XX: Final = frozenset({408, 425, 429})
+_CHUNKS, _BYTES_A_CHUNK = 256, 512
+"""Maximum chunks of an answer: so many, and one more for each so many bytes of its limit. Servers send 4 KiB and more."""
+_CHUNKS_AT_ONCE: Final = 32
+"""Chunks of an answer that are read before other tasks run."""
 _TOKENS_KEPT: Final = 8
 """Tokens that the client keeps out of its own reports: those of its sockets, and of the attempts just before."""
 _FOREIGN_LOGGERS: Final = (
@@ -324,11 +328,17 @@ class _Answer:
         grace = trio.CancelScope()
         if self.status >= 300:
             grace.deadline = trio.current_time() + REFUSAL_GRACE
+        chunks, most = 0, _CHUNKS + self.limit // _BYTES_A_CHUNK
         with grace:
             # As it was sent: httpx's own methods decompress, without a limit.
             async for chunk in cast("AsyncIterable[bytes]", response.stream):
                 self.body += chunk[: self.limit - len(self.body)]
-                if len(self.body) >= self.limit:
+                chunks += 1
+                if not chunks % _CHUNKS_AT_ONCE:
+                    # Chunks that arrived together are read without waiting, and each costs as much as an event.
+                    # A cancellation must be raised in httpx's generators, which it ends; see below.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                if len(self.body) >= self.limit or chunks >= most:
                     # Leaving the loop would leave httpx's generators to the garbage collector; a cancellation ends them.
                     self.complete = True
                     grace.cancel(reason="the answer is longer than any that is documented")
@@ -598,9 +608,11 @@ def describe(exc: BaseException, *secrets: Secret) -> str:
     words: list[str] = []
     for inner in _leaves(exc):
         if isinstance(inner, ssl.SSLCertVerificationError):
-            words.append(f"certificate refused: {inner.verify_message}")
+            # Raised by a program's own code, an SSLError lacks the attributes that OpenSSL's have.
+            words.append(f"certificate refused: {getattr(inner, 'verify_message', None) or 'no reason given'}")
         elif isinstance(inner, ssl.SSLError):
-            words.append(f"TLS failed: {(inner.reason or inner.strerror or 'unknown').replace('_', ' ').lower()}")
+            reason = getattr(inner, "reason", None) or inner.strerror or "unknown"
+            words.append(f"TLS failed: {str(reason).replace('_', ' ').lower()}")
         elif isinstance(inner, socket.gaierror):
             words.append(f"the name does not resolve: {inner.strerror}")
         elif isinstance(inner, OSError) and inner.errno:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with *argv* (default: that of the process), and return its exit code."""
+    if sys.stdout is None:  # closed by the shell
+        print("kadoa-trio: standard output is closed; use >/dev/null to see nothing", file=sys.stderr)
+        return 2
     try:
         from ._main import run_command
     except ModuleNotFoundError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -85,16 +86,37 @@ def kadoa_trio_command(verbose: int) -> None:
 # ---- options that several commands have ----------------------------------------------------------------------------
 
 
+_MAX_KEY_FILE = 10_000
+"""Maximum length of the file of an API key, in characters."""
+
+
+class _Number(click.FloatRange):
+    """A number in a range; click's own lets NaN pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 def _read_key_file(_ctx: click.Context, _param: click.Parameter, path: str | None) -> Secret | None:
     if path is None:
         return None
     try:
-        text = sys.stdin.read(10_000) if path == "-" else Path(path).read_text(encoding="utf-8")
+        if path == "-":
+            text = sys.stdin.read(_MAX_KEY_FILE + 1)
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(_MAX_KEY_FILE + 1)
     except (OSError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not text"
         raise click.BadParameter(f"{path}: {reason}") from None
+    long = len(text) > _MAX_KEY_FILE
     key = Secret(text.strip())
     del text
+    if long:
+        raise click.BadParameter(f"{path} is longer than {_MAX_KEY_FILE} characters")
     if not key.reveal():
         raise click.BadParameter(f"{path} is empty")
     return key
@@ -243,7 +265,7 @@ def watch(api_key: Secret | None, types: tuple[str, ...], workflows: tuple[str, 
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=_Number(min=0.1),
     default=30.0,
     show_default=True,
     help="Maximum duration of an attempt, in seconds.",
@@ -371,7 +393,7 @@ def send_test(event_type: str, api_key: Secret | None, workflow: str | None, as_
 @click.option("--no-test-event", is_flag=True, help="Send no test event.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=_Number(min=0.1),
     default=30.0,
     show_default=True,
     help="Maximum wait for the first frame, and for the test event, in seconds.",
@@ -405,9 +427,7 @@ def doctor(
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on. Default: chosen by the system."
 )
-@click.option(
-    "--rate", type=click.FloatRange(min=0, max=10_000), default=1.0, show_default=True, help="Events per second."
-)
+@click.option("--rate", type=_Number(min=0, max=10_000), default=1.0, show_default=True, help="Events per second.")
 @click.option(
     "--fault", "schedule", type=_ScheduleType(), metavar="SCHEDULE", help='Faults: "10 drain, 25 reset, 40 outage 5".'
 )
@@ -417,21 +437,19 @@ def doctor(
 )
 @click.option(
     "--every",
-    type=click.FloatRange(min=0.1),
+    type=_Number(min=0.1),
     default=10.0,
     show_default=True,
     help="Mean time between two random faults, in seconds.",
 )
 @click.option(
     "--heartbeat",
-    type=click.FloatRange(min=0.01),
+    type=_Number(min=0.01),
     default=15.0,
     show_default=True,
     help="Time between two heartbeats, in seconds.",
 )
-@click.option(
-    "--seconds", type=click.FloatRange(min=0.1), help="Exit after this time, in seconds. Default: run until Ctrl-C."
-)
+@click.option("--seconds", type=_Number(min=0.1), help="Exit after this time, in seconds. Default: run until Ctrl-C.")
 @click.option("--env-file", metavar="PATH", help="Also write the variables to this file, as NAME=value lines.")
 @_fill_in(faults=_FAULTS)
 def simulate(
@@ -476,9 +494,7 @@ def simulate(
 
 
 @kadoa_trio_command.command()
-@click.option(
-    "--seconds", type=click.FloatRange(6, 3600), default=15.0, show_default=True, help="Duration, in seconds."
-)
+@click.option("--seconds", type=_Number(6, 3600), default=15.0, show_default=True, help="Duration, in seconds.")
 @click.option("--plain", is_flag=True, help="Print line by line, even in a terminal.")
 def demo(seconds: float, plain: bool) -> int:
     """Show how the client survives the faults of a simulated Kadoa, on this machine only.
