@@ -36,7 +36,7 @@ from ._events import Event, parse_json
 from ._letters import LetterFile
 from ._net._http import HttpClient, iso, open_webhooks
 from ._redact import Secret, presentable
-from ._settings import Endpoints, RetryPolicy, is_loopback, settings_of
+from ._settings import Endpoints, RetryPolicy, fault_of_url, is_loopback, settings_of
 
 _MAX_HEADER: Final = 256
 """Maximum length of the event type in the header, in characters: servers refuse long headers."""
@@ -251,7 +251,7 @@ async def open_forwarder(
     """
     target = Secret(url)
     del url  # whatever is raised through this frame shows its names
-    fault = _fault_of_url(target)
+    fault = fault_of_url(target.reveal(), "https", "http")
     if fault is not None:
         raise ConfigurationError(f"the endpoint to forward to {fault}")
     check_seconds("timeout", timeout)
@@ -277,21 +277,6 @@ async def open_forwarder(
             dead_letters=letters,
             on_failure=on_failure,
         )
-
-
-def _fault_of_url(url: Secret) -> str | None:
-    if not isinstance(url.reveal(), str):
-        return f"must be an http:// or https:// URL, not {type(url.reveal()).__name__}"
-    try:
-        parts = urlsplit(url.reveal())
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme not in ("http", "https") or not host:
-        return "must be an http:// or https:// URL"
-    if parts.username is not None or parts.password is not None or parts.fragment:
-        return "must hold no credentials or fragment"
-    return None
 
 
 def webhook_body(event: Event) -> dict[str, Any]:

@@ -157,22 +157,38 @@ class Endpoints:
             raise refusal("Endpoints.network", "a Network (with open_stream and http_transport) or None", self.network)
 
 
-def _fault_of_address(url: object, schemes: tuple[str, str], *, allow_insecure: bool) -> str | None:
+def fault_of_url(url: object, *schemes: str) -> str | None:
+    """Say what makes *url* unusable as the address of an endpoint, in words that hold nothing of it; None if nothing does."""
+    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
     if not isinstance(url, str):
-        return f"must be a {schemes[0]}:// URL, not {type(url).__name__}"
+        return f"must be a {wanted} URL, not {type(url).__name__}"
+    # urlsplit drops line breaks and tabs.
+    if " " in url or not url.isprintable():
+        return "must hold no spaces or control characters"
     try:
         parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         return "is not a URL"
-    if parts.scheme not in schemes or not host:
-        return f"must be a {schemes[0]}:// URL"
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        return "must hold no credentials, query or fragment"
+    if parts.scheme not in schemes or not host or port == 0:
+        return f"must be a {wanted} URL with a host, and with a port from 1 to 65535 if it has one"
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        return "must hold no credentials or fragment"
+    return None
+
+
+def _fault_of_address(url: str, schemes: tuple[str, str], *, allow_insecure: bool) -> str | None:
+    fault = fault_of_url(url, *schemes)
+    if fault is not None:
+        return fault
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.query:
+        return "must hold no query"
     if parts.scheme == schemes[1] and not is_loopback(host) and not allow_insecure:
         return (
             f"is plain {parts.scheme}:// to {presentable(host, 100)}: the key and the events would cross the network "
-            f"in the clear. Use {schemes[0]}://, or say allow_insecure=True"
+            f"in the clear. Use {schemes[0]}://, or allow_insecure=True"
         )
     return None
 
