@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import decimal
 import inspect
 import math
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,50 @@ def test_value_that_a_store_cannot_have_is_refused(name: str, value: Any) -> Non
     with pytest.raises(ConfigurationError) as caught:
         SQLiteCursorStore(**options)
     check(caught.value, name, value)
+
+
+# ---- outside of Trio -----------------------------------------------------------------------------------------------
+
+
+async def use_realtime() -> None:
+    async with open_realtime(KEY):
+        pytest.fail("it opened")
+
+
+async def use_forwarder() -> None:
+    async with open_forwarder("http://localhost/hook"):
+        pytest.fail("it opened")
+
+
+async def use_notifications() -> None:
+    async with open_notifications(KEY):
+        pytest.fail("it opened")
+
+
+async def use_diagnose() -> None:
+    await diagnose(KEY)
+
+
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        (use_realtime, "open_realtime"),
+        (use_forwarder, "open_forwarder"),
+        (use_notifications, "open_notifications"),
+        (use_diagnose, "diagnose"),
+    ],
+)
+@pytest.mark.parametrize("loop", ["asyncio", "none"])
+def test_without_trio_the_error_says_what_is_needed(use: Callable[[], Awaitable[None]], name: str, loop: str) -> None:
+    def run() -> None:
+        if loop == "asyncio":
+            asyncio.run(use())  # type: ignore[arg-type]
+        else:
+            use().send(None)  # type: ignore[attr-defined]
+
+    with pytest.raises(RuntimeError, match=rf"{name} needs Trio.*trio\.run.*asyncio") as caught:
+        run()
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from .._checks import check_callable, check_seconds, check_text
-from .._contexts import sync_context
+from .._contexts import check_in_trio, sync_context
 from .._errors import AttemptError, AuthenticationError, ConfigurationError, KadoaError, RequestRefusedError
 from .._events import Event
 from .._net._http import Token, default_ssl_context, describe, open_http
@@ -210,6 +210,7 @@ async def diagnose(
     """
     given = hidden(api_key)
     del api_key  # whatever is raised through this frame shows its names
+    check_in_trio("diagnose")
     check_seconds("heartbeat_timeout", heartbeat_timeout)
     check_seconds("event_timeout", event_timeout)
     check_callable("on_step", on_step)
