@@ -17,6 +17,8 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _exits       which exception leaves a block that hides a nursery; clean-up that runs to its end
 #   _redact      secrets, and what of foreign text may be shown
 #   _errors      every exception, and whose fault it is
+#   _checks      refuses options of a wrong type or value
+#   _settings    endpoints, timeouts, limits, when to try again
 #   _backoff     how long to wait before the next attempt, or the next post of a webhook
 #   _events      events and the classes of their payloads
 #   _settings    endpoints and limits, checked once
@@ -57,7 +59,6 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _connection  one generation, from its token to its end
 #   _supervisor  the succession of connections
 
-from ._backoff import RetryPolicy as RetryPolicy
 from ._client import Realtime as Realtime
 from ._client import RealtimeStatistics as RealtimeStatistics
 from ._client import open_realtime as open_realtime
@@ -96,7 +97,10 @@ from ._position import Gap as Gap
 from ._position import GapReason as GapReason
 from ._position import Position as Position
 from ._settings import Endpoints as Endpoints
+from ._settings import Limits as Limits
 from ._settings import Network as Network
+from ._settings import RetryPolicy as RetryPolicy
+from ._settings import Timeouts as Timeouts
 from ._stores import CursorSession as CursorSession
 from ._stores import CursorStore as CursorStore
 from ._stores import MemoryCursorStore as MemoryCursorStore
@@ -127,6 +131,7 @@ __all__ = [
     "GapReason",
     "InternalError",
     "KadoaError",
+    "Limits",
     "MemoryCursorStore",
     "Message",
     "MessageTooLargeError",
@@ -141,6 +146,7 @@ __all__ = [
     "RequestRefusedError",
     "RetryPolicy",
     "SQLiteCursorStore",
+    "Timeouts",
     "WorkflowDataChange",
     "WorkflowFailed",
     "WorkflowFinished",

@@ -28,14 +28,15 @@ from urllib.parse import quote_from_bytes, urlsplit
 import attrs
 import trio
 
-from ._backoff import Backoff, RetryPolicy
+from ._backoff import Backoff
+from ._checks import check_callable, check_count, check_seconds, path_of
 from ._contexts import async_context
 from ._errors import AttemptError, ConfigurationError
 from ._events import Event, parse_json
 from ._letters import LetterFile
 from ._net._http import HttpClient, iso, open_webhooks
 from ._redact import Secret, presentable
-from ._settings import Settings, is_loopback
+from ._settings import Endpoints, RetryPolicy, fault_of_url, is_loopback, settings_of
 
 _MAX_HEADER: Final = 256
 """Maximum length of the event type in the header, in characters: servers refuse long headers."""
@@ -250,15 +251,19 @@ async def open_forwarder(
     """
     target = Secret(url)
     del url  # whatever is raised through this frame shows its names
-    fault = _fault_of_url(target)
+    fault = fault_of_url(target.reveal(), "https", "http")
     if fault is not None:
         raise ConfigurationError(f"the endpoint to forward to {fault}")
-    if not timeout > 0:
-        raise ConfigurationError("timeout must be a positive number of seconds")
-    if max_attempts is not None and (max_attempts < 1 or dead_letters is None):
-        raise ConfigurationError("max_attempts must be at least 1, and needs dead_letters to put events aside in")
+    check_seconds("timeout", timeout)
+    if max_attempts is not None:
+        check_count("max_attempts", max_attempts)
+        if dead_letters is None:
+            raise ConfigurationError("max_attempts needs dead_letters, the file for events that could not be posted")
+    check_callable("on_failure", on_failure)
+    letters = None if dead_letters is None else path_of("dead_letters", dead_letters)
+    settings = settings_of(endpoints=Endpoints(), retry=retry, ssl_context=ssl_context)
     async with open_webhooks(
-        settings=Settings(ssl_context=ssl_context),
+        settings=settings,
         url=target,
         direct=is_loopback(urlsplit(target.reveal()).hostname or ""),
         wall_clock=lambda: datetime.now(UTC),
@@ -267,24 +272,11 @@ async def open_forwarder(
             http,
             target,
             timeout=timeout,
-            policy=RetryPolicy() if retry is None else retry,
+            policy=settings.retry,
             max_attempts=max_attempts,
-            dead_letters=None if dead_letters is None else Path(dead_letters),
+            dead_letters=letters,
             on_failure=on_failure,
         )
-
-
-def _fault_of_url(url: Secret) -> str | None:
-    try:
-        parts = urlsplit(url.reveal())
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme not in ("http", "https") or not host:
-        return "must be an http:// or https:// URL"
-    if parts.username is not None or parts.password is not None or parts.fragment:
-        return "must hold no credentials or fragment"
-    return None
 
 
 def webhook_body(event: Event) -> dict[str, Any]:

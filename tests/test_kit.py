@@ -23,6 +23,7 @@ from kadoa_trio import (
     MemoryCursorStore,
     Message,
     OtherMessage,
+    Timeouts,
     WorkflowDataChange,
     open_realtime,
 )
@@ -300,7 +301,7 @@ async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any) -> 
     async with (
         # A heartbeat every 15 s would be 40,000 heartbeats, which cost ten times the CPU of the rest of the test.
         open_simulated_kadoa(heartbeat_interval=300) as kadoa,
-        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, heartbeat_timeout=700) as realtime,
+        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(heartbeat=700)) as realtime,
     ):
         await kadoa.wait_subscribed(1)
         async with receiving(realtime) as received, trio.open_nursery() as nursery:

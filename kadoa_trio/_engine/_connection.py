@@ -24,7 +24,7 @@ from .._net._http import HttpClient
 from .._net._socket import EndKind, Socket, SocketEnded, open_socket
 from .._net._wire import Draining as DrainNotice
 from .._net._wire import Heartbeat, Ignored, decode, subscribe
-from .._settings import DEFAULT_ADVICE, DRAIN_READ, MAX_ADVICE, MESSAGE_ALLOWANCE, MIN_ADVICE, Settings
+from .._settings import Settings
 from ..notices import (
     Connected,
     Draining,
@@ -42,6 +42,18 @@ from ._phase import Phase, check_transition
 from ._reporter import Reporter
 from ._team import TeamCheck
 
+MIN_ADVICE, MAX_ADVICE, DEFAULT_ADVICE = 0.1, 30.0, 1.0
+"""Minimum and maximum of a drain notice's ``retryAfterMs``, and what replaces a missing or unreadable one, in seconds.
+
+A notice with ``1e12`` must not keep the client from reconnecting, and one with 0 must not make it reconnect at once.
+"""
+DRAIN_READ = 0.25
+"""How long a retiring connection is read for what it has already received, in seconds."""
+MESSAGE_ALLOWANCE = 10.0
+"""A message that is still arriving delays the heartbeat timer for at most this many times `Timeouts.heartbeat`.
+
+At 30 s that is 300 s: 64 MiB at 2 Mbit/s take 268 s.
+"""
 _GOING_AWAY: Final = 1001
 _ADVICE_JITTER: Final = 0.1
 _AGE_JITTER: Final = 0.1
@@ -67,9 +79,9 @@ class EndReason(enum.Enum):
 
     CLOSED = "closed by the server"
     LOST = "broken"
-    TOO_LARGE = "a message over max_message_size"
+    TOO_LARGE = "a message over Limits.message_size"
     PROTOCOL = "the server broke the WebSocket protocol"
-    SILENT = "no frame within heartbeat_timeout"
+    SILENT = "no frame within Timeouts.heartbeat"
     RETIRED = "retired"
     LEFT = "left"
 
@@ -271,7 +283,7 @@ class Connection:
                     with_cursor=self._hold is None,
                 )
                 self._received_before = context.admission.received
-                age = settings.max_connection_age * context.rng.uniform(1 - _AGE_JITTER, 1)
+                age = settings.timeouts.max_age * context.rng.uniform(1 - _AGE_JITTER, 1)
                 self.renew_at = trio.current_time() + age
                 try:
                     await self._subscribe(socket, token.team_id)
@@ -291,7 +303,7 @@ class Connection:
             self._enter(Phase.CLOSED)
 
     async def _subscribe(self, socket: Socket, team_id: str) -> None:
-        timeout = self._context.settings.handshake_timeout
+        timeout = self._context.settings.timeouts.handshake
         with trio.move_on_after(timeout):
             try:
                 await socket.send(subscribe(team_id, self.cursor))
@@ -314,8 +326,8 @@ class Connection:
         return End(EndReason.RETIRED, self._why_retired)
 
     async def _read_while_alive(self, socket: Socket) -> End:
-        """Read until the connection ends, or no frame has come within ``heartbeat_timeout``."""
-        timeout = self._context.settings.heartbeat_timeout
+        """Read until the connection ends, or no frame has come within `Timeouts.heartbeat`."""
+        timeout = self._context.settings.timeouts.heartbeat
         self._asked = self._not_before = self._caught_up = self._context.reporter.moment()
         self._last_frame = self._asked[1]
         self._heartbeat.deadline = self._last_frame + timeout
@@ -337,7 +349,7 @@ class Connection:
     async def _read(self, socket: Socket) -> End:
         context = self._context
         reporter, ledger = context.reporter, context.ledger
-        timeout = context.settings.heartbeat_timeout
+        timeout = context.settings.timeouts.heartbeat
         slack = timeout * _HEARTBEAT_SLACK
         while True:
             try:
@@ -474,7 +486,7 @@ class Connection:
         if self._retire_left is not None:
             self._life.deadline = now + self._retire_left
             self._retire_left = None
-        self._heartbeat.deadline = now + self._context.settings.heartbeat_timeout
+        self._heartbeat.deadline = now + self._context.settings.timeouts.heartbeat
         self._far_enough = 0.0
         self._last_frame = now
         self._resumed.set()
@@ -490,7 +502,7 @@ class Connection:
         if self._progress < _PROGRESS or not self._last_frame:
             return
         self._progress = 0
-        timeout = self._context.settings.heartbeat_timeout
+        timeout = self._context.settings.timeouts.heartbeat
         now = trio.current_time()
         limit = self._last_frame + MESSAGE_ALLOWANCE * timeout
         if self._heartbeat.deadline - now < timeout and not self._pauses:
@@ -504,7 +516,7 @@ class Connection:
     async def _watch(self) -> None:
         """Watch for when the connection is stable, and for when the ledger can rely on what it delivered."""
         context = self._context
-        ledger, interval = context.ledger, context.settings.stable_after / _LOOKS
+        ledger, interval = context.ledger, context.settings.timeouts.stable_after / _LOOKS
         await self.wait_phase(Phase.LIVE)
         next_look = trio.current_time() + interval
         while not (self.was(Phase.STABLE) and ledger.trusts(self.generation)):
@@ -533,7 +545,7 @@ class Connection:
         """When it will be stable, on Trio's clock; infinity if it is."""
         if self.was(Phase.STABLE):
             return math.inf
-        return self._entered[Phase.LIVE] + self._waited + self._context.settings.stable_after
+        return self._entered[Phase.LIVE] + self._waited + self._context.settings.timeouts.stable_after
 
 
 class _Suspended:

@@ -29,7 +29,6 @@ from .._errors import (
     MessageTooLargeError,
     RequestRefusedError,
 )
-from .._settings import MAX_SOCKETS
 from ..notices import (
     AttemptStarted,
     ConnectionAged,
@@ -44,6 +43,9 @@ from ..notices import (
 from ._connection import Connection, ConnectionContext, EndReason
 from ._cursor_check import HOLD_TIME, CursorCheck, Hold
 from ._phase import Phase
+
+MAX_SOCKETS = 3
+"""Maximum number of open sockets: the newest connection, the one that it replaces, and one that is slow to close."""
 
 
 def is_refusal(connection: Connection) -> bool:
@@ -192,7 +194,7 @@ class Supervisor:
 
     async def _establish(self, not_before: float = 0.0, *, hold: Hold | None = None) -> Connection:
         """Make attempts until one is subscribed, and return it; the older ones are read meanwhile."""
-        deadline = math.inf if self._was_live() else self._started_at + self._settings.connect_timeout
+        deadline = math.inf if self._was_live() else self._started_at + self._settings.timeouts.connect
         connection: Connection | None = None
         with trio.move_on_at(deadline):
             while connection is None:
@@ -290,7 +292,7 @@ class Supervisor:
             return math.inf
         if self._refused_since is None:
             self._refused_since = now
-        grace = self._refused_since + self._settings.auth_grace - now
+        grace = self._refused_since + self._settings.timeouts.auth_grace - now
         if grace <= 0:
             raise exc
         self._context.reporter.publish(Refused, generation=self._generation, why=str(exc), grace=grace)
@@ -307,7 +309,7 @@ class Supervisor:
         self._last_failure = AttemptError("subscribe", str(end))
         if end.reason is EndReason.TOO_LARGE:
             if self._admitted_at_too_large == self._context.admission.received:
-                raise MessageTooLargeError(self._settings.max_message_size)
+                raise MessageTooLargeError(self._settings.limits.message_size)
             self._admitted_at_too_large = self._context.admission.received
 
     # ---- retiring ----------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ class Supervisor:
             if not newest.is_live:
                 older.cancel_retirement()
             elif not older.retiring:
-                older.retire("replaced", after=self._settings.overlap_limit)
+                older.retire("replaced", after=self._settings.timeouts.overlap)
 
     async def _make_place(self) -> None:
         """Hold the maximum of sockets: retire the oldest connection, and wait until it is gone."""
@@ -394,7 +396,7 @@ class Supervisor:
         """Return where the events of a probe are held: what an earlier probe brought is kept in order before them."""
         if self._hold is None or self._hold.released.is_set():
             settings = self._settings
-            self._hold = Hold(settings.max_buffered_events, settings.max_buffered_bytes)
+            self._hold = Hold(settings.limits.buffered_events, settings.limits.buffered_bytes)
             assert self._nursery is not None
             self._nursery.start_soon(self._release_later, self._hold)
         return self._hold

@@ -124,7 +124,7 @@ class HttpClient:
         """Trade the API key for a fresh access token.
 
         The whole of it, reading the answer included, takes no longer than
-        ``token_timeout``. Cancellation abandons the request.
+        `Timeouts.token`. Cancellation abandons the request.
 
         Raises:
             AuthenticationError: 401 or 403.
@@ -133,7 +133,7 @@ class HttpClient:
             AttemptError: everything that may pass: the network, a hang, 408,
                 425, 429, 3xx, 5xx.
         """
-        timeout = self._settings.token_timeout
+        timeout = self._settings.timeouts.token
         url = self._settings.endpoints.public_api.rstrip("/") + "/v4/oauth2/token"
         answer = await self._request("POST", url, timeout=timeout, limit=MAX_ANSWER, with_key=True)
         token = _parse_token(self._body("token", answer, timeout, final=True), self._api_key)
@@ -148,7 +148,7 @@ class HttpClient:
         Raises:
             AttemptError: it was refused, or the network failed.
         """
-        timeout = self._settings.token_timeout
+        timeout = self._settings.timeouts.token
         url = self._settings.endpoints.realtime_api.rstrip("/") + "/api/v1/events/ack"
         answer = await self._request(
             "POST", url, timeout=timeout, limit=MAX_ANSWER, content=json.dumps({"id": event_id}).encode()

@@ -53,7 +53,7 @@ from .._contexts import async_context
 from .._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step, scrubbed
 from .._exits import pick
 from .._redact import Secret, presentable
-from .._settings import CLOSE_TIMEOUT, MAX_FRAGMENTS, Settings
+from .._settings import CLOSE_TIMEOUT, Settings
 from ._http import (
     REFUSAL_GRACE,
     censored_logs,
@@ -67,6 +67,12 @@ from ._proxy import find_proxy, open_tunnel, proxy_secrets
 
 _Args = TypeVarTuple("_Args")
 
+MAX_FRAGMENTS = 131_072
+"""Maximum number of fragments (WebSocket frames) of one message; with more the connection is closed.
+
+The specification (RFC 6455, section 5.4) has no limit, not even for empty ones. At the default `Limits.message_size`
+of 64 Mi it leaves each fragment 512 bytes on average, and servers send fragments of 4 KiB and more.
+"""
 _RECEIVE_BUFFER: Final = 256 * 1024
 # Small while the handshake lasts: a refusal's body may come in pieces of a byte, each an event of the library.
 _HANDSHAKE_BUFFER: Final = 4 * 1024
@@ -95,7 +101,7 @@ class EndKind(enum.Enum):
     LOST = "lost"
     """The stream ended or broke without a close frame."""
     TOO_LARGE = "too large"
-    """A message passed ``max_message_size``, so that we closed with code 1009."""
+    """A message passed `Limits.message_size`, so that we closed with code 1009."""
     PROTOCOL = "protocol"
     """The server broke the WebSocket protocol."""
 
@@ -137,7 +143,7 @@ async def open_socket(
     wall_clock: Callable[[], datetime] = _utc_now,
     also: tuple[Secret, ...] = (),
 ) -> AsyncIterator[Socket]:
-    """Open a WebSocket, within ``handshake_timeout``; leaving closes it.
+    """Open a WebSocket, within `Timeouts.handshake`; leaving closes it.
 
     Leaving takes no longer than `CLOSE_TIMEOUT`, cancelled or not, and leaves
     neither a task nor an open stream. See the module for what surfaces.
@@ -286,7 +292,7 @@ async def _establish(
     host = parts.hostname or ""
     port = parts.port or (443 if secure else 80)
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~") or "/"
-    timeout = settings.handshake_timeout
+    timeout = settings.timeouts.handshake
     opening = trio.move_on_after(timeout)
     reader = _Reader(nursery, (token, *proxy_secrets(), *also), on_end=opening)
     step: Step = "connect"
@@ -315,7 +321,7 @@ async def _establish(
                     f"{path}?access_token={quote(token.reveal(), safe='')}",
                     # Nothing waits in the library: on a message that is too large it drops what it holds.
                     message_queue_size=0,
-                    max_message_size=settings.max_message_size,
+                    max_message_size=settings.limits.message_size,
                     receive_buffer_size=_RECEIVE_BUFFER,
                 )
             except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
@@ -332,7 +338,7 @@ async def _establish(
             raise _handshake_failure(watched, reader, wall_clock)
         raise AttemptError(step, f"no answer within {timeout:g} s")
     watched.opened()
-    too_large = f"Exceeded maximum message size: {settings.max_message_size} bytes"
+    too_large = f"Exceeded maximum message size: {settings.limits.message_size} bytes"
     return Socket(connection, watched, reader, too_large)
 
 
@@ -345,7 +351,7 @@ async def _dial(scheme: str, host: str, port: int, settings: Settings) -> trio.a
         return await open_tunnel(proxy, host, port, lambda: settings.ssl_context or default_ssl_context())
     stream = await trio.open_tcp_stream(host, port)
     # A second line behind the heartbeat: the system, too, gives up a peer that no longer answers.
-    idle = math.ceil(min(max(settings.heartbeat_timeout, 1), 600))
+    idle = math.ceil(min(max(settings.timeouts.heartbeat, 1), 600))
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", idle),

@@ -18,7 +18,7 @@ import trio
 
 from .._contexts import async_context, sync_context
 from .._exits import pick
-from .._settings import Endpoints, stand_in
+from .._settings import Endpoints, default_endpoints
 from ._builders import Draft, documented
 from ._connection import SimulatedConnection
 from ._model import Faults, PublishedEvent, Send, Spelling, Stream, everywhere
@@ -229,18 +229,20 @@ class SimulatedKadoa:
 
     @sync_context
     def as_default(self) -> Iterator[None]:
-        """Make this server the default of all clients in this process, for the duration of a block.
+        """Make this server the default of clients that are opened without endpoints and API key, for a block.
 
-        Clients that are opened without endpoints and API key use this server.
-        The environment variables are set, too, for other processes, which
-        reach the server if it is on loopback.
+        This applies to the task that enters the block, and to tasks that are
+        started inside of it (a context variable). The environment variables
+        are set, too, for other processes, which reach the server if it is on
+        loopback.
         """
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
+        token = default_endpoints.set(self.endpoints)
         try:
-            with stand_in(self.endpoints):
-                yield
+            yield
         finally:
+            default_endpoints.reset(token)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
-from .._contexts import sync_context
+from .._checks import check_callable, check_seconds, check_text
+from .._contexts import check_in_trio, sync_context
 from .._errors import AttemptError, AuthenticationError, ConfigurationError, KadoaError, RequestRefusedError
 from .._events import Event
 from .._net._http import Token, default_ssl_context, describe, open_http
@@ -21,7 +23,7 @@ from .._net._proxy import find_proxy, open_tunnel
 from .._net._socket import Socket, SocketEnded, open_socket
 from .._net._wire import Heartbeat, decode, subscribe
 from .._redact import Secret, hidden, presentable
-from .._settings import Endpoints, Settings, fits_header, read_key
+from .._settings import Endpoints, Settings, Timeouts, fits_header, read_key, settings_of
 from ._notifications import Notifications
 
 _BLOCKED: Final = "A firewall or proxy in between may block it: allow {host} on port {port}, with WebSocket upgrades where it serves them."
@@ -208,14 +210,19 @@ async def diagnose(
     """
     given = hidden(api_key)
     del api_key  # whatever is raised through this frame shows its names
-    settings = Settings(
-        endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
-        heartbeat_timeout=heartbeat_timeout,
+    check_in_trio("diagnose")
+    check_seconds("heartbeat_timeout", heartbeat_timeout)
+    check_seconds("event_timeout", event_timeout)
+    check_callable("on_step", on_step)
+    for name, value in (("test_event", test_event), ("workflow_id", workflow_id)):
+        if value is not None:
+            check_text(name, value)
+    settings = settings_of(
+        endpoints=endpoints,
+        timeouts=Timeouts(heartbeat=heartbeat_timeout, max_age=math.inf),
         ssl_context=ssl_context,
         allow_insecure=allow_insecure,
     )
-    if not event_timeout > 0:
-        raise ConfigurationError("event_timeout must be a positive number of seconds")
     doctor = _Doctor(settings, on_step)
     key: Secret | None = None
     with doctor.step("key"):
@@ -295,7 +302,7 @@ async def _reach(doctor: _Doctor) -> bool:
         return await _reach_by(doctor, blocked, lambda: open_tunnel(proxy, host, port, doctor.ssl_context))
     with doctor.step("dns"):
         try:
-            with trio.fail_after(settings.handshake_timeout):
+            with trio.fail_after(settings.timeouts.handshake):
                 found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:
             raise _failed(
@@ -303,7 +310,8 @@ async def _reach(doctor: _Doctor) -> bool:
             ) from None
         except trio.TooSlowError:
             raise _failed(
-                f"{host}: no answer within {settings.handshake_timeout:g} s", "Check the machine's DNS and its network."
+                f"{host}: no answer within {settings.timeouts.handshake:g} s",
+                "Check the machine's DNS and its network.",
             ) from None
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         raise _Found(f"{host} is {', '.join(addresses[:3])}")
@@ -320,12 +328,12 @@ async def _reach_by(doctor: _Doctor, blocked: str, dial: Callable[[], Awaitable[
     try:
         with doctor.step("tcp"):
             try:
-                with trio.fail_after(settings.handshake_timeout):
+                with trio.fail_after(settings.timeouts.handshake):
                     stream = await dial()
             except (OSError, trio.BrokenResourceError) as exc:
                 raise _failed(f"port {port}: {describe(exc)}", blocked) from None
             except trio.TooSlowError:
-                raise _failed(f"port {port}: no answer within {settings.handshake_timeout:g} s", blocked) from None
+                raise _failed(f"port {port}: no answer within {settings.timeouts.handshake:g} s", blocked) from None
             raise _Found(f"port {port} answers")
         if stream is None:
             doctor.skip("tls", "needs a connection")
@@ -336,13 +344,13 @@ async def _reach_by(doctor: _Doctor, blocked: str, dial: Callable[[], Awaitable[
         with doctor.step("tls"):
             tls = trio.SSLStream(stream, doctor.ssl_context(), server_hostname=host, https_compatible=True)
             try:
-                with trio.fail_after(settings.handshake_timeout):
+                with trio.fail_after(settings.timeouts.handshake):
                     await tls.do_handshake()
             except trio.BrokenResourceError as exc:
                 reason = describe(exc)
                 raise _failed(reason, doctor.advice(AttemptError("tls", reason))) from None
             except trio.TooSlowError:
-                raise _failed(f"no answer within {settings.handshake_timeout:g} s", blocked) from None
+                raise _failed(f"no answer within {settings.timeouts.handshake:g} s", blocked) from None
             raise _Found(_tls_in_words(tls))
         return doctor.healthy
     finally:
@@ -388,7 +396,7 @@ async def _listen(
 
 async def _subscribe(doctor: _Doctor, opened: Socket, team_id: str) -> None:
     with doctor.step("subscription"):
-        with trio.move_on_after(doctor.settings.handshake_timeout):
+        with trio.move_on_after(doctor.settings.timeouts.handshake):
             try:
                 await opened.send(subscribe(team_id, None))
             except SocketEnded as exc:
@@ -401,7 +409,7 @@ async def _hear(doctor: _Doctor, opened: Socket) -> None:
     if not doctor.healthy:
         doctor.skip("heartbeat", "needs a subscription")
         return
-    timeout = doctor.settings.heartbeat_timeout
+    timeout = doctor.settings.timeouts.heartbeat
     with doctor.step("heartbeat"):
         with trio.move_on_after(timeout):
             try:

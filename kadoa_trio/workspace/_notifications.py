@@ -20,7 +20,7 @@ from .._errors import ConfigurationError, ProtocolError
 from .._events import read_time, structure
 from .._net._http import LOG_PAGE, HttpClient, iso, open_http
 from .._redact import Secret, hidden
-from .._settings import Endpoints, Settings, read_key
+from .._settings import Endpoints, read_key, settings_of
 
 WEBSOCKET: Final = "WEBSOCKET"
 """The type of the channel that a workspace's WebSockets belong to. It may have one only."""
@@ -286,11 +286,7 @@ async def open_notifications(
     """
     key = hidden(api_key)
     del api_key  # whatever is raised through this frame shows its names
-    settings = Settings(
-        endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
-        ssl_context=ssl_context,
-        allow_insecure=allow_insecure,
-    )
+    settings = settings_of(endpoints=endpoints, ssl_context=ssl_context, allow_insecure=allow_insecure)
     async with open_http(api_key=read_key(key), settings=settings, wall_clock=_utc_now) as http:
         yield Notifications(http)
 
