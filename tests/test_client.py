@@ -585,7 +585,7 @@ async def test_empty_messages_are_no_sign_of_life(autojump_clock: Any, pair: Any
             await trio.sleep(1)
             connection.send_raw("")
         await kadoa.wait_subscribed(2)
-        assert "heartbeat_timeout" in str(kinds(notices(realtime), Lost)[0])
+        assert "Timeouts.heartbeat" in str(kinds(notices(realtime), Lost)[0])
 
 
 async def test_silent_connection_is_lost_after_the_heartbeat_timeout(autojump_clock: Any, pair: Any) -> None:
