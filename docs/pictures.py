@@ -25,7 +25,7 @@ from kadoa_trio import Realtime, open_realtime
 from kadoa_trio._engine._ledger import Entry, Ledger
 from kadoa_trio.cli._board import Board
 from kadoa_trio.cli._watch import Picture
-from kadoa_trio.notices import AttemptStarted, Connected, Draining, Lost, Notice, Replaced
+from kadoa_trio.notices import AttemptStarted, Draining, Live, Lost, Notice, Replaced
 from kadoa_trio.testing import Schedule, SimulatedKadoa, open_simulated_kadoa
 
 WIDTH, HEIGHT = 100, 28
@@ -89,7 +89,7 @@ def timeline(notices: list[tuple[float, Notice]], seconds: float, schedule: Sche
         match notice:
             case AttemptStarted(generation=number):
                 rows[number] = {"began": at}
-            case Connected(generation=number):
+            case Live(generation=number):
                 rows[number]["live"] = at
             case Draining(generation=number):
                 rows[number]["draining"] = at

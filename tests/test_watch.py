@@ -49,12 +49,12 @@ async def test_watch_shows_what_happens_and_follows_the_window() -> None:
             kadoa.publish("workflow_failed", workflow_id="wf_42", timestamp=datetime.now(UTC))
         kadoa.newest.drain(100, close_after=1.0)
         await kadoa.wait_subscribed(2)
-        shown = await one.wait(lambda text: "2 goes on" in text and "REPLACING" not in text)
+        shown = await one.wait(lambda text: "replaced by connection 2" in text and "REPLACING" not in text)
         assert "3 events" in shown
         assert shown.count("wf_42") == 3
         assert "latency" in shown
         assert "2 connections, 1 drains, 0 lost" in shown
-        assert "▒" in shown  # the drain, and above the heir's row the overlap
+        assert "▒" in shown  # the drain, and above the replacement's row the overlap
         one.resize(60, 12)
         shown = await one.wait(lambda text: " LIVE " in text and "…" in text)
         assert all(len(line) <= 60 for line in shown.splitlines())

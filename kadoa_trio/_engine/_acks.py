@@ -21,7 +21,7 @@ from .._settings import (
     MAX_ACKNOWLEDGEMENTS,
     REFUSALS_BEFORE_REST,
 )
-from ..notices import AcknowledgementsResting
+from ..notices import AcknowledgementsPaused
 from ._reporter import Reporter
 
 
@@ -101,7 +101,7 @@ class Acknowledger:
                 self._rest_until = trio.current_time() + ACKNOWLEDGEMENTS_REST
                 if not self._told:
                     self._told = True
-                    self._reporter.publish(AcknowledgementsResting, why=str(exc))
+                    self._reporter.publish(AcknowledgementsPaused, why=str(exc))
         else:
             self.sent += 1
             self._failed_in_a_row, self._told = 0, False

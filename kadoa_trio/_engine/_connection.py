@@ -31,10 +31,10 @@ from .._net._wire import Heartbeat, Ignored, decode, subscribe
 from .._position import Gap
 from .._settings import DEFAULT_ADVICE, DRAIN_READ, MAX_ADVICE, MESSAGE_ALLOWANCE, MIN_ADVICE, Settings
 from ..notices import (
-    Connected,
     Draining,
     EventLoopBlocked,
     FrameIgnored,
+    Live,
     Lost,
     PossibleGap,
     Replaced,
@@ -428,7 +428,7 @@ class Connection:
         self.confirmed.set()
         reporter = self._shared.reporter
         older = tuple(c.generation for c in reporter.status.connections if c.generation < self.generation)
-        reporter.publish(Connected, generation=self.generation, replaces=older)
+        reporter.publish(Live, generation=self.generation, replaces=older)
         self._on_confirmed()
 
     def _drain(self, notice: DrainNotice, now: float) -> None:

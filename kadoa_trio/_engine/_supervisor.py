@@ -34,8 +34,8 @@ from ..notices import (
     AttemptStarted,
     ConnectionAged,
     CursorAccepted,
+    CursorCheckStarted,
     CursorDropped,
-    CursorOnTrial,
     Failed,
     HeldEventsReleased,
     Refused,
@@ -344,7 +344,7 @@ class Supervisor:
         cursor = shared.ledger.resume_cursor
         assert cursor is not None
         if check.begin():
-            shared.reporter.publish(CursorOnTrial, cursor=cursor)
+            shared.reporter.publish(CursorCheckStarted, cursor=cursor)
         probe = await self._establish(not_before, hold=self._current_hold())
         await _wait_either(probe.lasting, probe.ended)
         not_before = 0.0
