@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import runpy
 import signal
 import sqlite3
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -18,7 +21,10 @@ from _processes import finished, running
 import kadoa_trio
 import kadoa_trio.notices
 import kadoa_trio.workspace
+from kadoa_trio import ConfigurationError, SQLiteCursorStore
 from kadoa_trio.testing import open_simulated_kadoa
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(kadoa_trio.__file__).parent
@@ -101,6 +107,54 @@ async def test_workspace_is_set_up_by_a_program(
             await code["main"]()
         assert "will make the WebSocket channel" in capsys.readouterr().out
         assert kadoa.workspace.streams("workflow_finished", None)
+
+
+async def run_asyncio(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run an asyncio program in a thread."""
+    return await trio.to_thread.run_sync(lambda: asyncio.run(main()), abandon_on_cancel=True)
+
+
+async def test_asyncio_program_receives_again_what_it_had_not_handled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "asyncio_bridge.py"))
+    store = SQLiteCursorStore(tmp_path / "positions.db")
+
+    async def receive(count: int) -> list[str]:
+        received: list[str] = []
+        async with contextlib.aclosing(code["receive_events"](cursor_store=store)) as events:
+            async for event in events:
+                received.append(event.id)
+                if len(received) == count:
+                    break  # this event is not marked as handled
+        return received
+
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        for name, value in kadoa.environment.items():
+            monkeypatch.setenv(name, value)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+
+                async def publish() -> None:
+                    await kadoa.wait_subscribed(1)
+                    kadoa.publish_many(5)
+
+                nursery.start_soon(publish)
+                first = await run_asyncio(lambda: receive(3))
+            ids = [event.id for event in kadoa.published]
+            assert first == ids[:3]
+            assert await run_asyncio(lambda: receive(3)) == ids[2:]
+
+
+async def test_asyncio_program_gets_the_error_of_the_client() -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "asyncio_bridge.py"))
+
+    async def receive() -> None:
+        async for _event in code["receive_events"](resume_from=""):
+            pass
+
+    with trio.fail_after(60), pytest.raises(ConfigurationError, match="resume_from"):
+        await run_asyncio(receive)
 
 
 async def test_monitor_alerts_of_a_gap(
