@@ -143,7 +143,7 @@ class Live(Notice):
 
 @attrs.frozen(kw_only=True)
 class Stable(Notice):
-    """A connection has been live for ``stable_after``."""
+    """A connection has been live for `Timeouts.stable_after`."""
 
     generation: int
 
@@ -230,7 +230,7 @@ class Retrying(Notice):
 class Refused(Notice):
     """The server refused the API key or a token, and had accepted one before.
 
-    The client retries for ``auth_grace``, because a short fault of a gateway
+    The client retries for `Timeouts.auth_grace`, because a short fault of a gateway
     must not end a program that has run for weeks.
     """
 
@@ -244,7 +244,10 @@ class Refused(Notice):
         return logging.ERROR
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: {_words(self.why)}; retrying for {self.grace:.0f} s, then failing (option auth_grace)"
+        return (
+            f"connection {self.generation}: {_words(self.why)}; retrying for {self.grace:.0f} s, then failing "
+            "(option Timeouts.auth_grace)"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -303,7 +306,7 @@ class FrameIgnored(Notice):
 
 @attrs.frozen(kw_only=True)
 class AdmissionPaused(Notice):
-    """The client stopped reading, because ``max_unsettled`` or ``max_unsaved`` was reached.
+    """The client stopped reading, because `Limits.unsettled` or `Limits.unsaved` was reached.
 
     Each pause is published once. A pause ends when the number has fallen to
     80 % of its limit. Pauses in quick succession are published at a limited
@@ -334,11 +337,11 @@ class AdmissionPaused(Notice):
         if self.oldest is None:
             return (
                 f"admission paused: {self.unsaved} settled events are not saved, because the cursor store fails; "
-                f"reading resumes after a save (option max_unsaved){more}"
+                f"reading resumes after a save (option Limits.unsaved){more}"
             )
         return (
-            f"admission paused: event {_name(self.oldest)!r} is not settled, and the {self.unsettled} events from it to the newest "
-            f"are the maximum; reading resumes when that event is settled (option max_unsettled){more}"
+            f"admission paused: event {_name(self.oldest)!r} is not settled, and the {self.unsettled} events from it to "
+            f"the newest are the maximum; reading resumes when that event is settled (option Limits.unsettled){more}"
         )
 
 
@@ -413,12 +416,12 @@ class HeldEventsReleased(Notice):
 
 @attrs.frozen(kw_only=True)
 class ConnectionAged(Notice):
-    """The newest connection reached ``max_connection_age``, so the client opens a replacement."""
+    """The newest connection reached `Timeouts.max_age`, so the client opens a replacement."""
 
     generation: int
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: reached max_connection_age; opening a replacement"
+        return f"connection {self.generation}: reached Timeouts.max_age; opening a replacement"
 
 
 @attrs.frozen(kw_only=True)
@@ -542,7 +545,7 @@ class GapRemains(Notice):
     gap: Gap
     why: str
     final: bool
-    """Whether the client stops trying. If False, the gap stays in the position and is tried again, also by later runs."""
+    """Whether the client stops trying. If False, the gap stays in the position, and later tries and runs try again."""
 
     @property
     def level(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import operator
 import re
 import runpy
 import signal
@@ -220,6 +222,23 @@ def test_every_public_name_is_in_the_reference() -> None:
     # Documented as whole modules.
     assert "automodule:: kadoa_trio.testing\n" in text
     assert "automodule:: kadoa_trio.testing.strategies\n" in text
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_step_of_the_design_names_a_function_that_exists() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    steps = re.findall(r"^\| .* \| `([\w.]+)` \| `([\w.]+)` \|$", text, re.MULTILINE)
+    assert len(steps) > 20
+    for module, function in steps:
+        operator.attrgetter(function)(importlib.import_module(f"kadoa_trio.{module}"))
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_file_that_contributors_are_sent_to_exists() -> None:
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    named = set(re.findall(r"`((?:kadoa_trio|tests|docs)/[\w./]+)`", text))
+    assert len(named) > 20
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
