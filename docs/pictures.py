@@ -142,9 +142,14 @@ def modules() -> str:
     top, *inner = re.split(
         r"^# (\w+), each building on those above it:$", (package / "__init__.py").read_text(), flags=re.M
     )
-    named = [("", line) for line in re.findall(r"^#   (\w+)  +(\S.*)$", top, re.M)]
-    for name, part in zip(inner[::2], inner[1::2], strict=True):
-        named += [(f"{name}.", line) for line in re.findall(r"^#   (\w+)  +(\S.*)$", part, re.M)]
+    parts = {
+        name: re.findall(r"^#   (\w+)  +(\S.*)$", part, re.M)
+        for name, part in zip(inner[::2], inner[1::2], strict=True)
+    }
+    named: list[tuple[str, tuple[str, str]]] = []
+    for line in re.findall(r"^#   (\w+)  +(\S.*)$", top, re.M):
+        named.append(("", line))
+        named += [(f"{line[0]}.", part) for part in parts.get(line[0], [])]
     known = [prefix + name for prefix, (name, _what) in named]
     lines = ["| module | what it is | builds on |", "|---|---|---|"]
     for prefix, (name, what) in named:
@@ -162,6 +167,7 @@ def modules() -> str:
             one
             for one in known
             if one != whole
+            and not one.startswith(f"{whole}.")
             and (one in below or (one in ("workspace", "testing") and one in {x.split(".")[0] for x in below}))
         ]
         lines.append(f"| `{whole}` | {what} | {', '.join(f'`{one}`' for one in needs)} |")

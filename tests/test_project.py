@@ -33,11 +33,13 @@ PACKAGE = Path(kadoa_trio.__file__).parent
 PUBLIC = (kadoa_trio, kadoa_trio.notices, kadoa_trio.workspace)
 
 
-def test_public_names_are_all_there() -> None:
+def test_every_public_name_exists() -> None:
     for module in PUBLIC:
         for name in module.__all__:
             assert hasattr(module, name)
-    assert len(kadoa_trio.__all__) < 50, "the words of every day: the others have modules of their own"
+    assert len(kadoa_trio.__all__) < 50, (
+        "the top level holds everyday names; other names belong to kadoa_trio.notices or kadoa_trio.workspace"
+    )
     assert (PACKAGE / "py.typed").exists()
 
 
@@ -70,12 +72,12 @@ async def test_example_prints_events(
                 kadoa.publish("workflow_failed")
                 text = ""
                 while "failed" not in text:
-                    await trio.sleep(0.01)  # another program's output has no event
+                    await trio.sleep(0.01)  # no event reports new output
                     text += capsys.readouterr().out
                 nursery.cancel_scope.cancel()
 
 
-async def test_effects_and_position_are_in_one_transaction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_each_effect_happens_once_over_three_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = runpy.run_path(str(ROOT / "docs" / "examples" / "transaction.py"))
     path = tmp_path / "mine.db"
 
@@ -95,11 +97,11 @@ async def test_effects_and_position_are_in_one_transaction(monkeypatch: pytest.M
                     while len(effects()) < len(kadoa.published):  # noqa: ASYNC110  # a database has no event
                         await trio.sleep(0.02)
                     nursery.cancel_scope.cancel()
-            kadoa.publish_many(2)  # while nobody is there
+            kadoa.publish_many(2)  # while no program is running
         assert effects() == [event.id for event in kadoa.published[:-2]]
 
 
-async def test_workspace_is_set_up_by_a_program(
+async def test_program_configures_a_workspace(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = runpy.run_path(str(ROOT / "docs" / "examples" / "setup_workspace.py"))
@@ -159,7 +161,7 @@ async def test_asyncio_program_gets_the_error_of_the_client() -> None:
         await run_asyncio(receive)
 
 
-async def test_monitor_alerts_of_a_gap(
+async def test_monitor_alerts_of_a_gap_and_of_a_long_outage(
     autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = runpy.run_path(str(ROOT / "docs" / "examples" / "monitor.py"))
@@ -255,7 +257,7 @@ def test_every_program_of_the_documentation_keeps_ctrl_c_out_of_spawning() -> No
 
 
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
-async def test_program_with_the_known_problem_of_trio_runs(tmp_path: Path) -> None:
+async def test_program_with_the_known_problem_of_trio_hangs(tmp_path: Path) -> None:
     program = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "known-problems.md").read_text(), re.DOTALL)
     assert program is not None
     path = tmp_path / "program.py"
@@ -265,7 +267,7 @@ async def test_program_with_the_known_problem_of_trio_runs(tmp_path: Path) -> No
         run.process.send_signal(signal.SIGINT)
         with trio.move_on_after(0.2):
             await run.process.wait()
-        # It hangs. If it ends, Trio has mended this, and the page can go.
+        # The program hangs. If it ends, Trio has fixed the problem, and the page can be removed.
         assert run.process.returncode is None
     done = await finished([sys.executable, str(path), "checkpoints"])
     assert b"interrupted" not in done.stdout

@@ -1,4 +1,4 @@
-"""Effects and position in one transaction: each event has its effect exactly once."""
+"""Commit the effect of an event and the position together, so that each event has its effect exactly once."""
 
 import contextlib
 import sqlite3
@@ -20,7 +20,7 @@ async def main(path: str = "mine.db") -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         async with open_realtime(resume_from=prepare(database)) as realtime:
             async for event in realtime.events:
-                with database:  # both, or neither
+                with database:  # commits both, or neither
                     database.execute("INSERT INTO failures VALUES (?, ?)", (event.id, event.type))
                     position = realtime.position_after(event).to_json()
                     database.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (position,))
