@@ -505,7 +505,7 @@ class PositionSaved(Notice):
 
 @attrs.frozen(kw_only=True)
 class AcknowledgementsPaused(Notice):
-    """The server keeps refusing acknowledgements, so the client pauses them for five minutes. Events still arrive.
+    """The server refused ten acknowledgements in a row, so the client pauses them for five minutes. Events still arrive.
 
     Published once, and again only after an acknowledgement has succeeded.
     """

@@ -192,6 +192,13 @@ def test_every_example_is_shown_and_run() -> None:
         assert example.parent.name == "pager" or f'"{example.stem}"' in tests or f'"{example.name}"' in tests
 
 
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_link_of_the_readme_leads_to_a_file() -> None:
+    links = re.findall(r"\]\(((?!https?:)[^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 15
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the README is not beside an installed package")
 async def test_program_in_the_readme_runs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
