@@ -300,7 +300,7 @@ class FrameIgnored(Notice):
         named = f" of type {_name(self.type)!r}" if self.type is not None else ""
         return (
             f"connection {self.generation}: ignored a frame{named} ({_name(self.kind)}: {_words(self.why)}); "
-            f"the connection stays open{_and_suppressed(self.suppressed, 'frames of this kind')}"
+            f"the connection stays open{_and_suppressed(self.suppressed, 'frames of this kind were ignored')}"
         )
 
 
@@ -333,7 +333,7 @@ class AdmissionPaused(Notice):
         return "AdmissionPaused"
 
     def __str__(self) -> str:
-        more = _and_suppressed(self.suppressed, "pauses")
+        more = _and_suppressed(self.suppressed, "pauses began")
         if self.oldest is None:
             return (
                 f"admission paused: {self.unsaved} settled events are not saved, because the cursor store fails; "
