@@ -32,7 +32,7 @@ from kadoa_trio import (
     open_realtime,
 )
 from kadoa_trio.notices import (
-    AcknowledgementsResting,
+    AcknowledgementsPaused,
     AdmissionPaused,
     Notice,
     PositionNotSaved,
@@ -686,7 +686,7 @@ async def test_refusing_endpoint_is_left_alone_with_one_notice(autojump_clock: C
             await take(realtime, 10)
             await trio.sleep(60)
         statistics = realtime.statistics()
-        assert len(told(realtime, AcknowledgementsResting)) == 1
+        assert len(told(realtime, AcknowledgementsPaused)) == 1
         assert statistics.acknowledgements_failed < 60
         kadoa.heal()
         await trio.sleep(400)

@@ -49,7 +49,7 @@ async def test_watch_shows_what_happens_and_follows_the_window() -> None:
             kadoa.publish("workflow_failed", workflow_id="wf_42", timestamp=datetime.now(UTC))
         kadoa.newest.drain(100, close_after=1.0)
         await kadoa.wait_subscribed(2)
-        shown = await one.wait(lambda text: "2 goes on" in text and "REPLACING" not in text)
+        shown = await one.wait(lambda text: "replaced by connection 2" in text and "REPLACING" not in text)
         assert "3 events" in shown
         assert shown.count("wf_42") == 3
         assert "latency" in shown

@@ -1,4 +1,4 @@
-"""Effects and position in one transaction: each event has its effect exactly once."""
+"""Commit the effect of an event and the position together, so that each event has its effect exactly once."""
 
 import contextlib
 import sqlite3
@@ -27,7 +27,7 @@ async def main(path: str = "mine.db") -> None:
             with database:
                 save(database, realtime.position)
             async for event in realtime.events:
-                with database:  # both, or neither
+                with database:  # commits both, or neither
                     database.execute("INSERT INTO failures VALUES (?, ?)", (event.id, event.type))
                     save(database, realtime.position_after(event))
 

@@ -26,10 +26,10 @@ from .._net._wire import Draining as DrainNotice
 from .._net._wire import Heartbeat, Ignored, decode, subscribe
 from .._settings import Settings
 from ..notices import (
-    Connected,
     Draining,
     EventLoopBlocked,
     FrameIgnored,
+    Live,
     Lost,
     Replaced,
     Stable,
@@ -395,7 +395,7 @@ class Connection:
         self._enter(Phase.LIVE)
         reporter = self._context.reporter
         older = tuple(c.generation for c in reporter.status.connections if c.generation < self.generation)
-        reporter.publish(Connected, generation=self.generation, replaces=older)
+        reporter.publish(Live, generation=self.generation, replaces=older)
         self._on_live()
 
     def _drain(self, notice: DrainNotice, now: float) -> None:

@@ -33,8 +33,8 @@ from ..notices import (
     AttemptStarted,
     ConnectionAged,
     CursorAccepted,
+    CursorCheckStarted,
     CursorDropped,
-    CursorOnTrial,
     Failed,
     HeldEventsReleased,
     Refused,
@@ -351,7 +351,7 @@ class Supervisor:
         cursor = context.ledger.resume_cursor
         assert cursor is not None
         if check.begin():
-            context.reporter.publish(CursorOnTrial, cursor=cursor)
+            context.reporter.publish(CursorCheckStarted, cursor=cursor)
         probe = await self._establish(not_before, hold=self._current_hold())
         await probe.wait_until(lambda: probe.phase >= Phase.STABLE or probe.hold_is_full)
         not_before = 0.0

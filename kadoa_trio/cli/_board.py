@@ -17,7 +17,7 @@ from .._client import Realtime, RealtimeStatistics
 from .._engine._buffer import EventChannelStatistics
 from .._events import Event
 from .._redact import presentable
-from ..notices import AttemptStarted, Connected, Draining, Lost, Notice, Replaced, Retrying, State, Subscribed
+from ..notices import AttemptStarted, Draining, Live, Lost, Notice, Replaced, Retrying, State, Subscribed
 from ._output import event_line, is_for_people
 
 MIN_SPAN: Final = 15.0
@@ -84,7 +84,7 @@ class Board:
         match notice:
             case AttemptStarted(generation=number):
                 self.generations.append(_Generation(number, now))
-            case Subscribed() | Connected() | Draining() | Lost() | Replaced() | Retrying():
+            case Subscribed() | Live() | Draining() | Lost() | Replaced() | Retrying():
                 self._follow(notice, now)
             case _:
                 pass
@@ -94,12 +94,12 @@ class Board:
                 Text(f"{notice.at.astimezone():%H:%M:%S}  {presentable(str(notice), 300)}", style=style, no_wrap=True)
             )
 
-    def _follow(self, notice: Subscribed | Connected | Draining | Lost | Replaced | Retrying, now: float) -> None:
+    def _follow(self, notice: Subscribed | Live | Draining | Lost | Replaced | Retrying, now: float) -> None:
         one = next((one for one in reversed(self.generations) if one.number == notice.generation), None)
         if one is None:
             return
         match notice:
-            case Connected():
+            case Live():
                 one.live = now
             case Draining():
                 one.draining = now
