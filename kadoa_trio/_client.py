@@ -172,7 +172,13 @@ class Realtime:
         ``async for`` over `events` ends after that. Call it for an orderly
         end, at SIGTERM for example: nothing that was finished is repeated by
         the next run. Stopping twice is fine.
+
+        Raises:
+            RuntimeError: it was called in another thread than that of
+                ``trio.run``. Use ``trio.from_thread.run_sync(realtime.stop)``
+                there.
         """
+        trio.lowlevel.current_trio_token()  # raises before anything is changed
         self._assembly.supervisor.stop()
 
     def statistics(self) -> RealtimeStatistics:
@@ -402,7 +408,10 @@ class _Assembly:
             nursery.start_soon(self.acknowledger.run)
         if self.repairer is not None:
             nursery.start_soon(self.repairer.run)
-        await nursery.start(self.supervisor.run)
+        nursery.start_soon(self.supervisor.run)
+        await self.supervisor.started.wait()
+        if self.supervisor.start_fault is not None:
+            raise self.supervisor.start_fault
 
     async def finish(self, deadline: float) -> None:
         """Save and acknowledge for the last time, when all sockets are closed. Run it with `clean_up`."""
