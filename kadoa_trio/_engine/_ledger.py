@@ -48,7 +48,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Final
+from typing import ClassVar, Final
 
 import attrs
 
@@ -83,7 +83,7 @@ _RESTORED: Final = 0
 
 Moment = tuple[datetime, float]
 """A time on both clocks: the wall's, aware, and a monotonic one, in seconds."""
-_Stood = tuple[datetime, float | None]
+_Reading = tuple[datetime, float | None]
 """A `Moment`; without its second part when it is of an earlier process."""
 
 
@@ -109,56 +109,103 @@ class _Line:
             mine._into = theirs
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, init=False)
 class Entry:
-    """A line of the admission list: an event, or (without an id) a step of the resume cursor alone."""
+    """An event in the admission list. `Ledger.settle` takes it."""
 
     seq: int
-    id: str | None
-    cursor: str | None
-    """The resume cursor as it stood after this entry, if this entry moved it."""
-    at: _Stood | None
-    """Since when events may be missing if nothing is replayed from that cursor."""
-    moved: bool
-    """Whether this entry moved the resume cursor."""
+    """Its number in the admission list."""
+    id: str
     generation: int
+    """The connection that delivered it first, or `_FROM_LOG`, or `_RESTORED`."""
     line: _Line
-    ahead: bool = False
-    """Delivered by a connection that is not followed, and not yet by one that is."""
-    covered: int = 0
-    """For an entry that was ahead: the entry whose cursor covers it."""
-    settled: bool = False
-    passed: bool = False
-    """Whether the position has passed it: it and everything before it are settled."""
-    closes: Gap | None = None
-    """The gap that is closed when the position passes this entry."""
+    """The line of that connection."""
+    moved: bool
+    """Whether the resume cursor moved when this event was admitted."""
+    cursor: str | None
+    """If so, the resume cursor after that; None again when the position has passed this entry."""
+    at: _Reading | None
+    """Since when events may be missing if nothing is replayed from that cursor."""
+    ahead: bool
+    """Whether it was delivered ahead of the resume cursor, and no cursor covers it yet."""
+    covered: int
+    """For an event that was ahead: the number of the item whose cursor covers it, else 0."""
+    settled: bool
+    passed: bool
+    """Whether the position has passed it: this event and everything before it are settled."""
+
+
+def _new_entry(*, seq: int, id: str, generation: int, line: _Line) -> Entry:
+    """Make an entry. It costs less than a class called with keyword arguments, and each event needs one."""
+    entry = Entry.__new__(Entry)
+    entry.seq = seq
+    entry.id = id
+    entry.generation = generation
+    entry.line = line
+    entry.moved = entry.ahead = entry.settled = entry.passed = False
+    entry.cursor = entry.at = None
+    entry.covered = 0
+    return entry
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class _CursorStep:
+    """A step of the resume cursor without an event, in the admission list."""
+
+    seq: int
+    """Its number in the admission list."""
+    cursor: str | None
+    """The resume cursor after the step."""
+    at: _Reading | None
+    """Since when events may be missing if nothing is replayed from that cursor."""
+    moved: ClassVar[bool] = True
+    settled: ClassVar[bool] = True
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class _GapClosing:
+    """The end of a gap's repair, in the admission list: the gap is closed when the position passes this item."""
+
+    seq: int
+    """Its number in the admission list."""
+    gap: Gap
+    settled: ClassVar[bool] = True
+
+
+_Item = Entry | _CursorStep | _GapClosing
+"""What the admission list holds."""
 
 
 @attrs.define(eq=False)
 class _Tail:
-    """Where the settled position stands."""
+    """The settled position: everything that it needs of the items that it has passed."""
 
     cursor: str | None = None
-    at: _Stood | None = None
+    at: _Reading | None = None
     seq: int = 0
-    """The number of the entry that set the cursor."""
+    """The number of the item that set the cursor."""
     pins: dict[str, None] = attrs.field(factory=dict)
-    """Ids passed since that cursor stood."""
+    """Ids that were passed after that item."""
     late_pins: dict[str, int] = attrs.field(factory=dict)
-    """The same, covered only by the entry of this number."""
+    """Ids that were passed, each with the number of the item whose cursor covers it."""
     next_cover: float = 0
-    """No late pin is covered by an entry before this one."""
+    """No late pin is covered by an item before this number."""
 
-    def take(self, entry: Entry) -> None:
-        """Pass an entry."""
-        if entry.moved:
-            self.cursor, self.at, self.seq = entry.cursor, entry.at, entry.seq
-            if self.pins:
-                self.pins.clear()
-            if self.late_pins and entry.seq >= self.next_cover:
-                self.late_pins = {i: seq for i, seq in self.late_pins.items() if seq > entry.seq}
-                self.next_cover = min(self.late_pins.values(), default=0)
-        elif entry.id is None or entry.ahead or self.cursor is None:
+    def take(self, item: Entry | _CursorStep) -> None:
+        """Pass an item."""
+        if not item.moved:
+            assert isinstance(item, Entry)
+            self._pin(item)
+            return
+        self.cursor, self.at, self.seq = item.cursor, item.at, item.seq
+        if self.pins:
+            self.pins.clear()
+        if self.late_pins and item.seq >= self.next_cover:
+            self.late_pins = {i: seq for i, seq in self.late_pins.items() if seq > item.seq}
+            self.next_cover = min(self.late_pins.values(), default=0)
+
+    def _pin(self, entry: Entry) -> None:
+        if entry.ahead or self.cursor is None:
             pass  # without a cursor nothing can be replayed, so that no id needs to be known
         elif entry.covered:
             self.pin_until(entry.id, entry.covered)
@@ -166,12 +213,12 @@ class _Tail:
             self.pins[entry.id] = None
 
     def pin_until(self, event_id: str, covered: int) -> None:
-        """Keep an id until the entry of number *covered* is passed."""
+        """Remember an id until the item of number *covered* is passed."""
         self.next_cover = min(self.next_cover, covered) if self.late_pins else covered
         self.late_pins[event_id] = covered
 
     def copy(self) -> _Tail:
-        return _Tail(self.cursor, self.at, self.seq, dict(self.pins), dict(self.late_pins), self.next_cover)
+        return attrs.evolve(self, pins=dict(self.pins), late_pins=dict(self.late_pins))
 
 
 @attrs.frozen
@@ -278,7 +325,6 @@ class _Source:
         """Take the oldest *count* deliveries out of the trail."""
         taken = [self.trail.popleft() for _ in range(count)]
         for one in taken:
-            assert one.entry.id is not None
             self.trail_ids.discard(one.entry.id)
             if one.key is not None and (self.replayed_key is None or one.key > self.replayed_key):
                 self.replayed_key = one.key
@@ -326,7 +372,7 @@ class Ledger:
         self._unpromised_seq = -1
         # The resume cursor, since when events after it may be missing, and where the list stood when it came.
         self._cursor: str | None = None
-        self._cursor_at: _Stood | None = None
+        self._cursor_at: _Reading | None = None
         self._cursor_seq = 0
         self._cursor_admitted = 0
         self._top: CursorKey | None = None
@@ -334,7 +380,7 @@ class Ledger:
         self._snapshots: deque[tuple[float, _Known]] = deque()
         self._restored = False
         # The settled position. `_pending` begins with the oldest unsettled entry.
-        self._pending: deque[Entry] = deque()
+        self._pending: deque[_Item] = deque()
         self._tail = _Tail()
         self._ahead: dict[str, Entry] = {}
         self._recent: deque[str] = deque(maxlen=RECENT_IDS)
@@ -374,13 +420,13 @@ class Ledger:
             self._admitted += 1
             entry = self._remember(event_id)
             if self._cursor is not None:
-                entry.ahead = True
-                self._ahead[event_id] = entry
+                self._put_ahead(entry)
 
     def _remember(self, event_id: str) -> Entry:
         assert self._line is not None
         self._seq += 1
-        entry = Entry(self._seq, event_id, None, None, False, _RESTORED, self._line, settled=True, passed=True)
+        entry = _new_entry(seq=self._seq, id=event_id, generation=_RESTORED, line=self._line)
+        entry.settled = entry.passed = True
         self._ids[event_id] = entry
         self._order.append(entry)
         self._recent.append(event_id)
@@ -680,7 +726,6 @@ class Ledger:
 
     def _cover(self, entry: Entry, covered: int = 0) -> None:
         """Put an entry that was ahead behind the resume cursor, as it stands after entry *covered* or else the next."""
-        assert entry.id is not None
         self._ahead.pop(entry.id, None)
         entry.ahead = False
         entry.covered = covered or self._seq + 1
@@ -691,12 +736,10 @@ class Ledger:
         """Move the resume cursor without an event: an entry of its own."""
         self._seq += 1
         self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
-        if self._pending and self._pending[-1].id is None and self._pending[-1].closes is None:
+        if self._pending and isinstance(self._pending[-1], _CursorStep):
             # Steps without an event between them are one: a long overlap must not grow the list.
             self._pending.pop()
-        line = self._line
-        assert line is not None
-        self._pending.append(Entry(self._seq, None, cursor, self._cursor_at, True, 0, line, settled=True))
+        self._pending.append(_CursorStep(seq=self._seq, cursor=cursor, at=self._cursor_at))
         self._advance()
 
     # ---- events ------------------------------------------------------------------------------------------------
@@ -791,33 +834,30 @@ class Ledger:
                     older.by_newer += 1
         if cursor is not None:
             source.last = arrived
+        entry = _new_entry(seq=self._seq, id=event_id, generation=generation, line=source.line)
         if leads and source.trusted:
-            moved = cursor is not None or self._cursor is None
-            if moved:
-                self._cursor_at = arrived
+            if cursor is not None or self._cursor is None:
+                entry.moved, entry.cursor = True, cursor
+                entry.at = self._cursor_at = arrived
                 self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
-            entry = Entry(self._seq, event_id, cursor, self._cursor_at, moved, generation, source.line)
             self._record(entry)
             return entry, gaps
         key = cursor_key(cursor)
-        entry = Entry(self._seq, event_id, None, None, False, generation, source.line, ahead=True)
         one = _Delivered(arrived, source.clock(now), entry, cursor, key)
         replayed = self._is_replayed(source, None, event_id, one)
         if replayed and leads and self._is_beyond(key):
             # A part of the replay: everything before it in the stream was replayed before it.
             self._cover_all(source.take_trail(_behind(source.trail, key)), entry.seq)
-            entry.ahead, entry.moved = False, True
-            entry.cursor, entry.at = cursor, self._cursor_at
+            entry.moved, entry.cursor, entry.at = True, cursor, self._cursor_at
             self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
             self._record(entry)
             return entry, gaps
         if leads and not source.opaque and key is not None and not self._is_beyond(key):
             # Of the neighbours of the resume cursor, which share it, or older: a resumption brings it again.
-            entry.ahead = False
             self._record(entry)
             return entry, gaps
         self._record(entry)
-        self._ahead[event_id] = entry
+        self._put_ahead(entry)
         if replayed:
             source.replayed = one
         else:
@@ -837,12 +877,15 @@ class Ledger:
                 snapshots.popleft()
 
     def _record(self, entry: Entry) -> None:
-        assert entry.id is not None
         self._ids[entry.id] = entry
         self._order.append(entry)
         self._pending.append(entry)
         if len(self._ids) > self._window:
             self._forget()
+
+    def _put_ahead(self, entry: Entry) -> None:
+        entry.ahead = True
+        self._ahead[entry.id] = entry
 
     def _is_replayed(self, source: _Source, entry: Entry | None, event_id: str, one: _Delivered) -> bool:
         """Tell whether a delivery is a part of the replay for certain, and take in what it shows of the replay."""
@@ -909,31 +952,29 @@ class Ledger:
         while trail and not trail[0].entry.ahead:
             source.take_trail(1)  # an older leader has covered it since
         trail.append(one)
-        assert one.entry.id is not None
         source.trail_ids.add(one.entry.id)
 
     def admit_apart(self, event_id: str) -> Entry:
         """Record a new event that was held and whose connection has ended. It moves no cursor and proves nothing."""
         self._seq += 1
         self._admitted += 1
-        entry = Entry(self._seq, event_id, None, None, False, _RESTORED, _Line(), ahead=self._cursor is not None)
+        entry = _new_entry(seq=self._seq, id=event_id, generation=_RESTORED, line=_Line())
         self._record(entry)
-        if entry.ahead:
-            self._ahead[event_id] = entry
+        if self._cursor is not None:
+            self._put_ahead(entry)
         return entry
 
     def admit_from_log(self, event_id: str) -> Entry:
         """Record a new event that no connection brought. It moves no cursor and proves nothing."""
         self._seq += 1
-        entry = Entry(self._seq, event_id, None, None, False, _FROM_LOG, _Line())
+        entry = _new_entry(seq=self._seq, id=event_id, generation=_FROM_LOG, line=_Line())
         self._record(entry)
         return entry
 
     def close_gap(self, gap: Gap) -> None:
         """Take a gap out of the position as soon as everything that was admitted so far is settled."""
         self._seq += 1
-        line = _Line()
-        self._pending.append(Entry(self._seq, None, None, None, False, _FROM_LOG, line, settled=True, closes=gap))
+        self._pending.append(_GapClosing(seq=self._seq, gap=gap))
         self._advance()
 
     def _forget(self) -> None:
@@ -941,7 +982,6 @@ class Ledger:
         ids, order = self._ids, self._order
         while len(ids) > self._window and order[0].settled:
             event_id = order.popleft().id
-            assert event_id is not None
             del ids[event_id]
             self._tail.pins.pop(event_id, None)
             self._tail.late_pins.pop(event_id, None)
@@ -954,21 +994,24 @@ class Ledger:
         if entry.settled:
             return
         entry.settled = True
-        assert entry.id is not None
         self._recent.append(entry.id)
         self.settled_count += 1
         if self._pending[0].settled:
             self._advance()
 
     def _advance(self) -> None:
-        pending, take = self._pending, self._tail.take
+        """Move the position past everything that is settled at the beginning of the admission list."""
+        pending, tail = self._pending, self._tail
         while pending and pending[0].settled:
-            entry = pending.popleft()
-            entry.passed = True
-            take(entry)
-            entry.cursor = entry.at = None
-            if entry.closes is not None and entry.closes in self._gaps:
-                self._gaps.remove(entry.closes)
+            item = pending.popleft()
+            if isinstance(item, Entry):
+                tail.take(item)
+                item.passed = True
+                item.cursor = item.at = None
+            elif isinstance(item, _CursorStep):
+                tail.take(item)
+            elif item.gap in self._gaps:
+                self._gaps.remove(item.gap)
 
     @property
     def unsettled(self) -> int:
@@ -978,7 +1021,8 @@ class Ledger:
     @property
     def oldest_unsettled(self) -> str | None:
         """The id of the oldest event that was not settled."""
-        return self._pending[0].id if self._pending else None
+        oldest = self._pending[0] if self._pending else None
+        return oldest.id if isinstance(oldest, Entry) else None
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
@@ -999,23 +1043,25 @@ class Ledger:
         if entry is None or entry.passed:
             raise ValueError(f"event {presentable(event_id, 80)} is not in hand")
         if self._pending[0] is not entry:
-            older, newer = presentable(str(self._pending[0].id), 80), presentable(event_id, 80)
+            older, newer = presentable(str(self.oldest_unsettled), 80), presentable(event_id, 80)
             raise ValueError(f"event {older} came before {newer} and is not settled")
         tail = self._tail.copy()
         rest = deque(self._pending)
         while rest and (rest[0] is entry or rest[0].settled):
-            tail.take(rest.popleft())
+            item = rest.popleft()
+            if not isinstance(item, _GapClosing):
+                tail.take(item)
         return self._position(tail, rest, entry, now)
 
-    def _position(self, tail: _Tail, pending: Iterable[Entry], also: Entry | None, now: Moment | None) -> Position:
+    def _position(self, tail: _Tail, pending: Iterable[_Item], also: Entry | None, now: Moment | None) -> Position:
         settled: list[str] = []
         # Without a cursor nothing can be replayed; but a repair of an open gap, or of the one that follows, finds events.
-        newest = [*self._recent, also.id] if also is not None and also.id is not None else list(self._recent)
+        newest = list(self._recent) if also is None else [*self._recent, also.id]
         recent = newest if self._gaps else newest[-RECENT_IDS_WITHOUT_CURSOR:]
         if tail.cursor is not None:
             pinned = {*tail.pins, *tail.late_pins}
             ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
-            beyond = [entry for entry in pending if entry.settled and entry.id is not None and not entry.ahead]
+            beyond = [item for item in pending if isinstance(item, Entry) and item.settled and not item.ahead]
             others = [entry for entry in (*ahead, *beyond) if entry.id not in pinned]
             settled = [*tail.pins, *tail.late_pins, *_ids_in_order(others)]
             known = set(settled)
@@ -1043,7 +1089,7 @@ def _behind(trail: Iterable[_Delivered], key: CursorKey | None) -> int:
     return count
 
 
-def _earliest(stood: _Stood, now: Moment | None) -> datetime:
+def _earliest(stood: _Reading, now: Moment | None) -> datetime:
     """Return the earlier of what the wall clock said then, and what it would have said by its time now."""
     wall, clock = stood
     if now is None or clock is None:
@@ -1052,4 +1098,4 @@ def _earliest(stood: _Stood, now: Moment | None) -> datetime:
 
 
 def _ids_in_order(entries: Iterable[Entry]) -> list[str]:
-    return [entry.id for entry in sorted(entries, key=lambda entry: entry.seq) if entry.id is not None]
+    return [entry.id for entry in sorted(entries, key=lambda entry: entry.seq)]
