@@ -426,6 +426,19 @@ def test_position_after_is_for_what_is_in_hand() -> None:
         ledger.position_after(name(0))
 
 
+def test_position_after_closes_the_gaps_whose_repair_ends_before_the_next_event() -> None:
+    ledger = Ledger(WINDOW, Position(cursor_at=START))
+    opened(ledger, 1)
+    entry, (gap,) = ledger.admit(1, name(1), None, at(7))
+    ledger.close_gap(gap)
+    ledger.close_gap(gap)
+    assert ledger.settled_position().gaps == (gap,)
+    foreseen = ledger.position_after(name(1))
+    ledger.settle(entry)
+    assert foreseen == ledger.settled_position()
+    assert foreseen.gaps == ()
+
+
 def test_repetition_by_the_leader_of_an_event_without_a_cursor() -> None:
     ledger = led(10)
     opened(ledger, 2)
@@ -1146,6 +1159,23 @@ def test_late_pins_of_a_slow_program_are_dropped_when_their_cursor_is_passed() -
     assert ledger.settled_position().cursor == cursor(4)
 
 
+def test_event_covered_before_the_position_has_a_cursor_goes_with_the_first_one() -> None:
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    opened(ledger, 2)
+    first, _ = ledger.admit(1, name(0), None, at())
+    feed(ledger, 2, 14)
+    held = [ledger.admit(1, name(number), cursor(number), at())[0] for number in (11, 12)]
+    feed(ledger, 2, 15)
+    feed(ledger, 1, 14, 15)  # now both are covered, by cursors that the position has not come to
+    ledger.settle(first)
+    ledger.settle(held[0])
+    position = ledger.settled_position()
+    assert (position.cursor, set(position.settled)) == (cursor(11), {name(14), name(15)})
+    ledger.settle(held[1])
+    assert ledger.settled_position().settled == ()
+
+
 # ---- corners -------------------------------------------------------------------------------------------------------
 
 
@@ -1155,6 +1185,20 @@ def test_position_with_ids_and_no_cursor_can_be_resumed_from() -> None:
     assert ledger.knows(name(0))
     assert ledger.knows(name(1))
     assert ledger.settled_position().settled == ()
+
+
+def test_id_that_a_position_names_several_times_is_remembered_once() -> None:
+    # An id is settled twice if it is delivered again after the window has forgotten it.
+    ledger = Ledger(4)
+    opened(ledger, 1)
+    feed(ledger, 1, 0, *range(1, 7), 0)
+    position = ledger.settled_position()
+    assert position.recent.count(name(0)) == 2
+    for twice in (position, Position(cursor=cursor(3), settled=(name(5), name(5)), recent=(name(1), name(5)))):
+        again = Ledger(4, twice)
+        opened(again, 1)
+        feed(again, 1, *range(10, 30))
+        assert sum(again.knows(name(number)) for number in range(30)) == 4
 
 
 def test_withdrawn_promise_means_nothing_without_a_cursor() -> None:

@@ -46,7 +46,7 @@ question of the gap and does not move the cursor.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import ClassVar, Final
 
@@ -205,12 +205,12 @@ class _Tail:
             self.next_cover = min(self.late_pins.values(), default=0)
 
     def _pin(self, entry: Entry) -> None:
-        if entry.ahead or self.cursor is None:
-            pass  # without a cursor nothing can be replayed, so that no id needs to be known
+        if entry.ahead:
+            pass  # the ledger finds it among those
         elif entry.covered:
             self.pin_until(entry.id, entry.covered)
-        else:
-            self.pins[entry.id] = None
+        elif self.cursor is not None:
+            self.pins[entry.id] = None  # without a cursor nothing can be replayed, so no id needs to be known
 
     def pin_until(self, event_id: str, covered: int) -> None:
         """Remember an id until the item of number *covered* is passed."""
@@ -409,14 +409,17 @@ class Ledger:
         self.gap_count = len(position.gaps)
         self._line = _Line()
         self._restored = True
-        for event_id in position.recent:
-            self._remember(event_id)
+        # Each id once, though a position may name it several times: it was delivered again after it was forgotten.
+        settled = dict.fromkeys(position.settled)
+        for event_id in dict.fromkeys(position.recent):
+            if event_id not in settled:
+                self._remember(event_id)
         # What lies behind the cursor is older than the admission list; what lies past it is owed by a replay.
         self._cursor_seq = self._tail.seq = self._seq + 1
         self._cursor_admitted = self._admitted
         if not position.promised:
             self._unpromised_seq = self._cursor_seq
-        for event_id in position.settled:
+        for event_id in settled:
             self._admitted += 1
             entry = self._remember(event_id)
             if self._cursor is not None:
@@ -729,7 +732,7 @@ class Ledger:
         self._ahead.pop(entry.id, None)
         entry.ahead = False
         entry.covered = covered or self._seq + 1
-        if entry.passed and entry.id in self._ids and self._tail.cursor is not None:
+        if entry.passed and entry.id in self._ids:
             self._tail.pin_until(entry.id, entry.covered)
 
     def _step(self, cursor: str | None) -> None:
@@ -1031,7 +1034,7 @@ class Ledger:
 
     def settled_position(self, now: Moment | None = None) -> Position:
         """Return where another run may resume without losing anything that was not settled."""
-        return self._position(self._tail, self._pending, None, now)
+        return self._position(self._tail, self._pending, self._gaps, None, now)
 
     def position_after(self, event_id: str, now: Moment | None = None) -> Position:
         """Return what `settled_position` will be when this event is settled, too.
@@ -1045,19 +1048,22 @@ class Ledger:
         if self._pending[0] is not entry:
             older, newer = presentable(str(self.oldest_unsettled), 80), presentable(event_id, 80)
             raise ValueError(f"event {older} came before {newer} and is not settled")
-        tail = self._tail.copy()
-        rest = deque(self._pending)
-        while rest and (rest[0] is entry or rest[0].settled):
-            item = rest.popleft()
+        tail, pending, gaps = self._tail.copy(), deque(self._pending), list(self._gaps)
+        while pending and (pending[0] is entry or pending[0].settled):
+            item = pending.popleft()
             if not isinstance(item, _GapClosing):
                 tail.take(item)
-        return self._position(tail, rest, entry, now)
+            elif item.gap in gaps:
+                gaps.remove(item.gap)
+        return self._position(tail, pending, gaps, entry, now)
 
-    def _position(self, tail: _Tail, pending: Iterable[_Item], also: Entry | None, now: Moment | None) -> Position:
+    def _position(
+        self, tail: _Tail, pending: Iterable[_Item], gaps: Collection[Gap], also: Entry | None, now: Moment | None
+    ) -> Position:
         settled: list[str] = []
         # Without a cursor nothing can be replayed; but a repair of an open gap, or of the one that follows, finds events.
         newest = list(self._recent) if also is None else [*self._recent, also.id]
-        recent = newest if self._gaps else newest[-RECENT_IDS_WITHOUT_CURSOR:]
+        recent = newest if gaps else newest[-RECENT_IDS_WITHOUT_CURSOR:]
         if tail.cursor is not None:
             pinned = {*tail.pins, *tail.late_pins}
             ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
@@ -1074,7 +1080,7 @@ class Ledger:
             cursor_at=None if tail.at is None else _earliest(tail.at, now),
             last_life=self.last_life,
             promised=tail.cursor is None or not (self._unpromised or tail.seq <= self._unpromised_seq),
-            gaps=tuple(self._gaps),
+            gaps=tuple(gaps),
         )
 
 
