@@ -45,6 +45,7 @@ question of the gap and does not move the cursor.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
@@ -415,7 +416,8 @@ class Ledger:
             if event_id not in settled:
                 self._remember(event_id)
         # What lies behind the cursor is older than the admission list; what lies past it is owed by a replay.
-        self._cursor_seq = self._tail.seq = self._seq + 1
+        self._seq += 1  # a number of its own: the next event is not the item that set this cursor
+        self._cursor_seq = self._tail.seq = self._seq
         self._cursor_admitted = self._admitted
         if not position.promised:
             self._unpromised_seq = self._cursor_seq
@@ -1082,6 +1084,111 @@ class Ledger:
             promised=tail.cursor is None or not (self._unpromised or tail.seq <= self._unpromised_seq),
             gaps=tuple(gaps),
         )
+
+    # ---- invariants --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check every invariant of the ledger. For tests: it walks over everything that is remembered.
+
+        Raises:
+            AssertionError: an invariant does not hold. The message says which one.
+        """
+        self._check_ids()
+        self._check_admission_list()
+        self._check_position()
+        self._check_pins()
+        self._check_sources()
+        self._check_counts()
+
+    def _check_ids(self) -> None:
+        order = list(self._order)
+        assert list(self._ids.items()) == [(entry.id, entry) for entry in order], "the ids differ from their order"
+        numbers = [entry.seq for entry in order]
+        assert _increase([*numbers, self._seq + 1]), f"the numbers of the remembered events do not increase: {numbers}"
+        for entry in order:
+            assert entry.settled or not entry.passed, f"the position has passed {entry.id}, which is not settled"
+            assert not (entry.ahead and entry.moved), f"{entry.id} is ahead of the resume cursor, and moved it"
+            assert not (entry.ahead and entry.covered), f"{entry.id} is ahead of the resume cursor, and covered by it"
+            assert not entry.covered or entry.covered > entry.seq, f"{entry.id} is covered by an older item"
+        ahead = {entry.id: entry for entry in order if entry.ahead}
+        assert self._ahead == ahead, f"ahead are {list(ahead)}, listed are {list(self._ahead)}"
+        if len(self._recent) < RECENT_IDS:
+            lost = {entry.id for entry in order if entry.settled}.difference(self._recent)
+            assert not lost, f"settled ids are missing among the recent ones: {lost}"
+
+    def _check_admission_list(self) -> None:
+        pending = list(self._pending)
+        if pending:
+            oldest = pending[0]
+            assert isinstance(oldest, Entry), "the admission list does not begin with an event"
+            assert not oldest.settled, f"the admission list begins with {oldest.id}, which is settled"
+        numbers = [item.seq for item in pending]
+        assert _increase([*numbers, self._seq + 1]), f"the numbers in the admission list do not increase: {numbers}"
+        listed = [item for item in pending if isinstance(item, Entry)]
+        assert listed == [entry for entry in self._order if not entry.passed], (
+            "the admission list does not hold exactly the events that the position has not passed"
+        )
+        for one, following in itertools.pairwise(pending):
+            steps = isinstance(one, _CursorStep) and isinstance(following, _CursorStep)
+            assert not steps, f"the steps {one.seq} and {following.seq} have no event between them"
+
+    def _check_position(self) -> None:
+        tail = self._tail
+        assert tail.seq <= self._seq, "the position is that of an item that does not exist"
+        assert not self._pending or tail.seq < self._pending[0].seq, (
+            f"the position is ahead of the unsettled event {self.oldest_unsettled}"
+        )
+        moves = [item for item in self._pending if not isinstance(item, _GapClosing) and item.moved]
+        last: Entry | _CursorStep | _Tail = moves[-1] if moves else tail
+        assert (last.cursor, last.seq) == (self._cursor, self._cursor_seq), (
+            f"the resume cursor is {self._cursor} of item {self._cursor_seq}, "
+            f"the newest that the position can come to is {last.cursor} of item {last.seq}"
+        )
+
+    def _check_pins(self) -> None:
+        tail = self._tail
+        passed = [entry for entry in self._order if entry.passed and not entry.ahead]
+        pins = {entry.id for entry in passed if not entry.covered and entry.seq > tail.seq}
+        if tail.cursor is None:
+            pins.clear()
+        assert set(tail.pins) == pins, f"pinned are {list(tail.pins)} instead of {pins}"
+        late = {entry.id: entry.covered for entry in passed if entry.covered > tail.seq}
+        assert tail.late_pins == late, f"pinned until an item are {tail.late_pins} instead of {late}"
+        assert not late or tail.next_cover <= min(late.values()), "a late pin is covered before it is looked for"
+
+    def _check_sources(self) -> None:
+        generations = [source.generation for source in self._sources.values()]
+        assert generations == list(self._sources), "a connection is registered under another one's generation"
+        assert _increase([0, *generations]), f"the connections are not registered oldest first: {generations}"
+        assert self._line is not None or not self._sources, "connections are open, and no line has begun"
+        leader = self._leader
+        if leader is None:
+            assert all(source.held for source in self._sources.values()), "no connection leads, though one may"
+        else:
+            assert self._sources.get(leader.generation) is leader, "the leader is not registered"
+            assert not leader.held, "a held connection leads"
+            assert not (leader.trusted and leader.trail), "a leader that is trusted has deliveries in its trail"
+        for number, source in self._sources.items():
+            assert source.decided or not source.trusted, f"connection {number} is trusted before it is decided"
+            assert source.decided or not source.doubted, f"connection {number} is doubted before it is decided"
+            assert source.mark.then.seq <= self._seq, f"connection {number} began in the future"
+            assert source.trail_ids <= {one.entry.id for one in source.trail}, f"trail and ids of {number} differ"
+
+    def _check_counts(self) -> None:
+        assert self._admitted <= self._seq, f"{self._admitted} events admitted, {self._seq} numbers given"
+        assert self._cursor_admitted <= self._admitted, "more events were admitted at the resume cursor than in all"
+        assert self._unpromised_seq <= self._cursor_seq, "a promise is withdrawn for a cursor that does not exist"
+        settled = sum(entry.settled and entry.generation != _RESTORED for entry in self._order)
+        assert self.settled_count >= settled, f"{settled} events of this run are settled, {self.settled_count} counted"
+        assert self.gap_count >= len(self._gaps), f"{len(self._gaps)} gaps are open, {self.gap_count} counted"
+        assert len(self._gaps) <= MAX_GAPS, f"{len(self._gaps)} gaps, maximum {MAX_GAPS}"
+        assert len(self._recent) <= RECENT_IDS, f"{len(self._recent)} recent ids, maximum {RECENT_IDS}"
+        ahead = sum(entry.generation != _RESTORED for entry in self._ahead.values())
+        assert ahead <= self._window // 2, f"{ahead} events are ahead, maximum {self._window // 2}"
+
+
+def _increase(numbers: list[int]) -> bool:
+    return all(one < following for one, following in itertools.pairwise(numbers))
 
 
 def _behind(trail: Iterable[_Delivered], key: CursorKey | None) -> int:
