@@ -1,12 +1,14 @@
-"""The ledger alone, against a model of the server: schedules drawn by Hypothesis, and the rules one by one.
+"""The ledger alone: against a model of the server in programs that Hypothesis draws, and rule by rule.
 
-The model's server keeps one stream. A connection is sent its replay, then
-what is published; a server may let live events overtake the replay or come
-between its parts, begin a replay earlier than asked, or take a cursor and
-ignore it. Of its replays the ledger assumes no more than the documentation
-says: with comparable cursors, that no pause in it lasts as long as
-`RELIED`, and that it is over by the time of trust if nothing has
-shown that it goes on.
+The server of the model has one stream. It sends a connection its replay, and
+then what is published. It may also send live events before a replay or between
+its parts, begin a replay earlier than asked, or take a cursor and ignore it.
+Of a replay the ledger assumes only what the documentation promises, if cursors
+are comparable: no pause in it is as long as `RELIED`, and it is over at the
+time of trust if no sign of it has come.
+
+The model calls `Ledger.check` after each step, the other tests after each
+change of a ledger.
 """
 
 from __future__ import annotations
@@ -169,7 +171,7 @@ class Machine(RuleBasedStateMachine):
     def receive(self, link: Link, number: int, *, again: bool = False) -> None:
         if not again:
             if link.delivered and number < max(link.delivered):
-                link.sign_at = self.clock  # it shows that it goes on
+                link.sign_at = self.clock  # a sign that the replay goes on
             if number not in link.live:
                 link.replayed_at = self.clock
             link.delivered.append(number)
@@ -247,21 +249,21 @@ class Machine(RuleBasedStateMachine):
         self.cursor_before = -1
         self.clock += 1
         if position.cursor is None:
-            self.handed_out = set()  # nothing can be replayed, so that no id is kept
+            self.handed_out = set()  # nothing can be replayed, so the position has no ids
             self.forgotten = set(self.settled)
             return
         for number in self.settled - self.forgotten:
-            # Whatever a replay can bring again is known; so much goes into a position here that nothing is left out.
+            # Every id that a replay can bring again is known. None is left out while there are so few.
             if len(self.settled) <= RECENT_IDS:
                 assert self.ledger.knows(name(number))
 
     # ---- what must hold at any moment ------------------------------------------------------------------------------
 
     def missing_after(self, cursor: str | None, had: set[int]) -> list[int]:
-        """Give the events that a program would never get if it went on from *cursor* now, having *had* some."""
+        """Return the events that a program would never get if it resumed from *cursor* now, after it has *had* some."""
         assert self.first is not None
         if cursor is None:
-            return []  # the ledger reports a gap when it goes on; see below
+            return []  # the ledger reports a gap when it resumes; see below
         return [n for n in range(self.first, self.number_of(cursor)) if n not in had]
 
     @invariant()
@@ -280,7 +282,7 @@ class Machine(RuleBasedStateMachine):
                 assert not self.missing_after(position.cursor, self.settled) or self.cheated()
 
     def unreported(self, missing: list[int]) -> list[int]:
-        """Give those of the events that are missing which no possible gap spans."""
+        """Return those of the missing events that are in the span of no possible gap."""
         return [
             number
             for number in missing
@@ -288,7 +290,7 @@ class Machine(RuleBasedStateMachine):
         ]
 
     def cheated(self) -> bool:
-        """A server that takes the cursor and ignores it, with nobody beside it to tell, cannot be found out."""
+        """Whether the server takes cursors and ignores them, which a single connection cannot detect."""
         return not self.honest
 
     @invariant()
@@ -306,7 +308,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def honest_servers_are_not_suspected(self) -> None:
         if self.honest and self.cursors:
-            # A run that goes on from an older save may not know of a gap that the run before it found.
+            # A run that resumes from an older save may not know of a gap that the run before it found.
             assert {gap.reason for gap in self.ledger.gaps} <= {GapReason.NO_CURSOR}
 
     @invariant()
@@ -354,7 +356,7 @@ def at(seconds: float = 0.0) -> tuple[datetime, float]:
 
 
 def opened(ledger: Ledger, generation: int, seconds: float = 0.0, *, promised: bool = True) -> str | None:
-    """Open a connection whose first frame comes at once, and give the cursor that it subscribes with."""
+    """Open a connection whose first frame comes at once; return the cursor that it subscribes with."""
     cursor = ledger.open(generation, at(seconds), promised=promised)
     ledger.live(generation, at(seconds))
     return cursor
@@ -363,7 +365,7 @@ def opened(ledger: Ledger, generation: int, seconds: float = 0.0, *, promised: b
 def feed(
     ledger: Ledger, generation: int, *numbers: int, cursors: bool | str = True, seconds: float = 0.0
 ) -> list[GapReason]:
-    """Deliver events, settle those that are new, and give the reasons of the possible gaps that this brings to light."""
+    """Deliver events, settle those that are new, and return the reasons of the possible gaps that this shows."""
     reasons: list[GapReason] = []
     for number in numbers:
         where = f"{cursors} {number}" if isinstance(cursors, str) else cursor(number) if cursors else None
@@ -383,7 +385,7 @@ def reasons(gaps: list[Gap]) -> list[GapReason]:
 
 
 def led(*numbers: int, window: int = WINDOW) -> Ledger:
-    """Give a ledger whose first connection has delivered *numbers*."""
+    """Return a ledger whose first connection has delivered *numbers*."""
     ledger = CheckedLedger(window)
     assert opened(ledger, 1) is None
     feed(ledger, 1, *numbers)
@@ -396,10 +398,10 @@ def test_first_connection_leads_at_once() -> None:
     assert ledger.settled_position().cursor == cursor(2)
 
 
-def test_heir_is_not_relied_on_before_it_is_stable() -> None:
+def test_replacement_is_not_relied_on_before_it_is_stable() -> None:
     ledger = led(10)
     opened(ledger, 2)
-    feed(ledger, 2, 14)  # the old one still owes 11 to 13
+    feed(ledger, 2, 14)  # the old connection still owes 11 to 13
     assert ledger.resume_cursor == cursor(10)
     feed(ledger, 1, 11)
     assert ledger.resume_cursor == cursor(11)
@@ -408,7 +410,7 @@ def test_heir_is_not_relied_on_before_it_is_stable() -> None:
 
 
 def test_common_id_is_no_reason_to_move_the_cursor() -> None:
-    # The heir: e11 by the replay (common), e14 live; it dies before e12.
+    # The replacement delivers e11 by the replay (both have it) and e14 live, and ends before e12.
     ledger = led(10, 11)
     opened(ledger, 2)
     ledger.ended(1, at())
@@ -417,7 +419,7 @@ def test_common_id_is_no_reason_to_move_the_cursor() -> None:
     assert ledger.resume_cursor == cursor(11)
 
 
-def test_stable_heir_takes_the_lead_when_the_old_one_ends() -> None:
+def test_stable_replacement_leads_when_the_old_connection_ends() -> None:
     ledger = led(10)
     opened(ledger, 2)
     feed(ledger, 1, 11)
@@ -437,7 +439,7 @@ def test_repetition_does_not_take_the_cursor_back() -> None:
 
 
 def test_connection_does_not_owe_what_a_newer_one_brings_early() -> None:
-    # e4 is live, and overtakes on the newer connection; the older one has not come to it yet.
+    # e4 is live and comes first on the newer connection. The older one will deliver it later.
     ledger = CheckedLedger(WINDOW, Position(cursor=cursor(0)))
     opened(ledger, 1)
     feed(ledger, 1, 1)
@@ -453,7 +455,7 @@ def test_event_from_the_log_proves_no_replay() -> None:
     feed(ledger, 1, 4)
     ledger.ended(1, at())
     ledger.settle(ledger.admit_from_log(name(5)))
-    feed(ledger, 2, 5, 6)  # it goes on live, and never replays e4
+    feed(ledger, 2, 5, 6)  # it delivers live events, and never replays e4
     assert reasons(ledger.tick(2, at(TRUSTED))) == [GapReason.NOT_REPLAYED]
 
 
@@ -534,7 +536,7 @@ def test_window_bounds_what_comes_from_the_log() -> None:
     assert sum(ledger.knows(name(number)) for number in range(50)) == 10
 
 
-def test_position_stands_before_the_oldest_unsettled_event() -> None:
+def test_position_is_before_the_oldest_unsettled_event() -> None:
     ledger = CheckedLedger(WINDOW)
     opened(ledger, 1)
     entries = [ledger.admit(1, name(n), cursor(n), at())[0] for n in range(4)]
@@ -552,7 +554,7 @@ def test_position_stands_before_the_oldest_unsettled_event() -> None:
 def test_position_does_not_take_an_events_own_cursor() -> None:
     ledger = led(10)
     opened(ledger, 2)
-    feed(ledger, 2, 14)  # settled, though 11 to 13 are still owed
+    feed(ledger, 2, 14)  # settled, though the old connection still owes 11 to 13
     position = ledger.settled_position()
     assert (position.cursor, position.settled) == (cursor(10), (name(14),))
 
@@ -568,7 +570,7 @@ def test_steps_of_the_cursor_without_events_do_not_grow_the_list() -> None:
     ledger.settle(stuck)
 
 
-def test_server_that_takes_a_cursor_and_does_not_replay_is_found_out() -> None:
+def test_server_that_takes_a_cursor_and_does_not_replay_is_detected() -> None:
     ledger = led(10)
     opened(ledger, 2)
     feed(ledger, 1, 11)
@@ -577,7 +579,7 @@ def test_server_that_takes_a_cursor_and_does_not_replay_is_found_out() -> None:
     assert reasons(ledger.ended(1, at(TRUSTED))) == [GapReason.NOT_REPLAYED]
 
 
-def test_silent_heir_is_doubted_until_its_next_event() -> None:
+def test_silent_replacement_is_doubted_until_its_next_event() -> None:
     for repeats in (True, False):
         ledger = led(10)
         opened(ledger, 2)
@@ -588,7 +590,7 @@ def test_silent_heir_is_doubted_until_its_next_event() -> None:
         assert found == ([] if repeats else [GapReason.NOT_REPLAYED])
 
 
-def test_heir_of_unstable_connections_is_believed_when_it_repeats_their_events() -> None:
+def test_replacement_of_unstable_connections_is_believed_when_it_repeats_their_events() -> None:
     ledger = led(10)
     ledger.ended(1, at(TRUSTED))
     opened(ledger, 2)
@@ -601,7 +603,9 @@ def test_heir_of_unstable_connections_is_believed_when_it_repeats_their_events()
 
 
 @pytest.mark.parametrize("promised", [True, False])
-def test_heir_without_a_cursor_or_a_promise_is_a_possible_gap_unless_they_meet(promised: bool) -> None:
+def test_replacement_without_a_cursor_or_a_promise_is_a_possible_gap_unless_both_deliver_an_event(
+    promised: bool,
+) -> None:
     for meet in (True, False):
         ledger = CheckedLedger(WINDOW)
         opened(ledger, 1)
@@ -626,7 +630,7 @@ def test_outage_without_a_cursor_is_a_gap_at_the_first_event() -> None:
     assert feed(ledger, 2, 3, cursors=False) == []
 
 
-def test_connection_on_trial_does_not_lead_until_the_cursor_is_dropped() -> None:
+def test_probe_does_not_lead_until_the_cursor_is_dropped() -> None:
     ledger = led(10)
     ledger.ended(1, at(TRUSTED))
     assert ledger.open(2, with_cursor=False) is None
@@ -654,7 +658,7 @@ def test_window_forgets_the_oldest_but_nothing_unsettled() -> None:
     assert sum(ledger.knows(name(n)) for n in range(60)) == 10
 
 
-def test_what_waits_for_a_proof_is_bounded() -> None:
+def test_events_ahead_of_the_cursor_are_bounded() -> None:
     ledger = led(0, window=20)
     opened(ledger, 2)
     found = feed(ledger, 2, *range(1, 30))
@@ -662,7 +666,7 @@ def test_what_waits_for_a_proof_is_bounded() -> None:
     assert ledger.resume_cursor == cursor(29)
 
 
-def test_gaps_are_bounded_and_counted_on() -> None:
+def test_gaps_are_bounded_and_all_of_them_are_counted() -> None:
     ledger = CheckedLedger(WINDOW)
     for n in range(1, MAX_GAPS + 11):
         opened(ledger, n)
@@ -684,7 +688,7 @@ def test_position_survives_a_restart_with_its_gaps() -> None:
     assert again.gap_count == 1
 
 
-def test_restart_with_a_settled_event_past_the_cursor_keeps_it_pinned() -> None:
+def test_settled_event_past_the_cursor_stays_pinned_after_a_restart() -> None:
     position = Position(cursor=cursor(5), settled=(name(7),), recent=(name(4), name(5)))
     ledger = CheckedLedger(WINDOW, position)
     assert opened(ledger, 1) == cursor(5)
@@ -696,7 +700,7 @@ def test_restart_with_a_settled_event_past_the_cursor_keeps_it_pinned() -> None:
     assert ledger.settled_position().cursor == cursor(8)
 
 
-def test_stretches_joined_again_and_again_are_one() -> None:
+def test_lines_that_are_joined_several_times_are_one() -> None:
     ledger = led(0)
     for n in range(2, 8):
         opened(ledger, n)
@@ -719,7 +723,7 @@ def test_stretches_joined_again_and_again_are_one() -> None:
 
 
 def resumed(*numbers: int, seconds: float = 0.0) -> Ledger:
-    """Give a ledger whose first connection delivered *numbers* and ended, and whose second has resumed after them."""
+    """Return a ledger whose first connection delivered *numbers* and ended, and whose second has resumed after them."""
     ledger = led(*numbers)
     ledger.ended(1, at(seconds))
     opened(ledger, 2, seconds)
@@ -781,7 +785,7 @@ def test_event_that_was_sent_again_is_no_part_of_the_replay() -> None:
 def test_event_older_than_the_subscription_moves_the_cursor_at_once() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 11, 12, 13)
-    assert ledger.resume_cursor == cursor(10)  # they may be live, before a replay
+    assert ledger.resume_cursor == cursor(10)  # they may be live events before a replay
     ledger.ended(2, at(8))
     opened(ledger, 3, RELIED)
     feed(ledger, 3, 11, seconds=RELIED)
@@ -863,7 +867,7 @@ def test_opaque_cursor_moves_to_a_repeated_event_that_is_older_than_the_attempt(
     assert ledger.resume_cursor == "opaque 11"
 
 
-def test_connections_that_live_shorter_than_stable_get_past_a_backlog() -> None:
+def test_connections_that_end_before_they_are_stable_receive_a_whole_backlog() -> None:
     ledger = led(0)
     ledger.ended(1, at(0))
     published = 500
@@ -973,12 +977,12 @@ def test_broken_promise_counts_until_a_connection_leads() -> None:
     ledger = led(10)
     assert opened(ledger, 2, promised=False) == cursor(10)
     ledger.ended(1, at(0))
-    ledger.ended(2, at(1))  # it dies young; what it missed is not forgotten
+    ledger.ended(2, at(1))  # it ends before it leads; the promise stays withdrawn
     opened(ledger, 3, 2)
     feed(ledger, 3, 20, seconds=2)
     assert reasons(ledger.tick(3, at(2 + STABLE_AFTER))) == [GapReason.NOT_PROMISED]
     ledger.ended(3, at(15))
-    opened(ledger, 4, 16)  # with the same cursor: it is as old as the announcement
+    opened(ledger, 4, 16)  # with the same cursor, which is as old as the announcement
     feed(ledger, 4, 21, seconds=16)
     assert reasons(ledger.tick(4, at(16 + STABLE_AFTER))) == [GapReason.NOT_PROMISED]
     position = Position.from_json(ledger.settled_position().to_json())
@@ -1074,11 +1078,11 @@ def test_ticks_of_an_ended_or_silent_connection_change_nothing() -> None:
 # ---- spans ---------------------------------------------------------------------------------------------------------
 
 
-def test_gap_begins_when_the_resume_cursor_stood() -> None:
+def test_gap_begins_when_the_resume_cursor_was_set() -> None:
     ledger = CheckedLedger(WINDOW)
     opened(ledger, 1)
     feed(ledger, 1, 1, seconds=5)
-    ledger.last_life = at(100)[0]  # heartbeats went on
+    ledger.last_life = at(100)[0]  # heartbeats still came
     opened(ledger, 2, 100, promised=False)
     ledger.ended(1, at(110))
     ledger.tick(2, at(120))
@@ -1087,7 +1091,7 @@ def test_gap_begins_when_the_resume_cursor_stood() -> None:
     assert (gap.since, gap.until) == (at(5)[0], at(110)[0])
 
 
-def test_gap_of_a_replay_begins_when_the_cursor_that_it_began_at_stood() -> None:
+def test_gap_of_a_replay_begins_when_the_cursor_that_it_resumed_from_was_set() -> None:
     # e11, published long before it was replayed, does not show that nothing older is missing.
     ledger = CheckedLedger(WINDOW)
     opened(ledger, 1)
@@ -1147,7 +1151,7 @@ def test_first_start_is_no_gap_and_a_crash_before_any_event_leaves_one() -> None
 # ---- bounds --------------------------------------------------------------------------------------------------------
 
 
-def test_position_without_a_cursor_keeps_few_ids() -> None:
+def test_position_without_a_cursor_has_few_ids() -> None:
     ledger = CheckedLedger(WINDOW)
     opened(ledger, 1)
     feed(ledger, 1, *range(5_000), cursors=False)
@@ -1167,10 +1171,10 @@ def test_gap_after_a_connection_that_had_no_frame_begins_with_its_subscription()
 
 
 class NeverWalked(dict[str, Entry]):
-    """A dict that is only looked up: one that loses its first items is walked over all that it has ever lost."""
+    """A dict in which ids are only looked up. To find its first item, Python walks over all that were removed."""
 
     def __iter__(self) -> Iterator[str]:
-        raise AssertionError("walked")
+        raise AssertionError("somebody iterates over the ids")
 
     items = keys = values = __iter__  # type: ignore[assignment]
 
@@ -1184,7 +1188,7 @@ def test_forgetting_an_id_costs_the_same_however_many_were_forgotten() -> None:
     assert all(ledger.knows(name(number)) == (number >= 900) for number in range(1_000))
 
 
-def test_held_events_are_bounded_as_everything_that_waits_for_a_proof() -> None:
+def test_held_events_are_bounded_as_all_events_ahead_of_the_cursor() -> None:
     ledger = led(0, window=20)
     ledger.ended(1, at())
     assert ledger.open(2, with_cursor=False) is None
@@ -1193,7 +1197,7 @@ def test_held_events_are_bounded_as_everything_that_waits_for_a_proof() -> None:
     assert ledger.resume_cursor == cursor(29)
 
 
-def test_late_pins_of_a_slow_program_are_dropped_when_their_cursor_is_passed() -> None:
+def test_late_pins_of_a_slow_program_are_dropped_when_the_position_passes_their_cursor() -> None:
     ledger = led(0)
     opened(ledger, 2)
     stuck, _ = ledger.admit(1, "stuck", cursor(1), at())
@@ -1346,7 +1350,7 @@ A_GAP = Gap(since=None, until=START, reason=GapReason.NO_CURSOR)
 
 
 def busy() -> Ledger:
-    """Give a ledger in which every invariant has something to be about."""
+    """Return a ledger in a state to which every invariant applies."""
     ledger = Ledger(WINDOW, Position(cursor_at=START, gaps=(A_GAP,)))
     opened(ledger, 1)
     opened(ledger, 2)
@@ -1421,7 +1425,7 @@ def have_many_gaps(ledger: Ledger) -> None:
 
 
 def having(path: str, value: object) -> Callable[[Ledger], None]:
-    """Give the damage that sets one private attribute."""
+    """Return the damage that sets one private attribute."""
 
     def damage(ledger: Ledger) -> None:
         target: Any = ledger
