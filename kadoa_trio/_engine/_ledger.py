@@ -51,7 +51,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar, Final
 
@@ -1197,9 +1197,14 @@ class Ledger:
         assert len(self._recent) <= RECENT_IDS, f"{len(self._recent)} recent ids, maximum {RECENT_IDS}"
         ahead = sum(entry.generation != _RESTORED for entry in self._ahead.values())
         assert ahead <= self._window // 2, f"{ahead} events are ahead, maximum {self._window // 2}"
+        times = [time for time, _ in self._snapshots]
+        assert _increase(times), f"the times of the snapshots do not increase: {times}"
+        maximum = RELY_FACTOR * self._stable_after / SNAPSHOT_INTERVAL + 2
+        assert len(times) <= maximum, f"{len(times)} snapshots, maximum {maximum:.0f}"
+        assert all(known.seq <= self._seq for _, known in self._snapshots), "a snapshot is of the future"
 
 
-def _increase(numbers: list[int]) -> bool:
+def _increase(numbers: Sequence[float]) -> bool:
     return all(one < following for one, following in itertools.pairwise(numbers))
 
 
