@@ -804,12 +804,12 @@ def test_live_event_that_comes_again_before_the_replay_moves_no_cursor(cursors: 
     opened(ledger, 2, 60)
     feed(ledger, 2, 14, cursors=cursors, seconds=62)
     ledger.ended(2, at(63))
-    stood = ledger.resume_cursor
+    before = ledger.resume_cursor
     opened(ledger, 3, 64)
     feed(ledger, 3, 14, cursors=cursors, seconds=66)
-    assert ledger.resume_cursor == stood
+    assert ledger.resume_cursor == before
     ledger.ended(3, at(67))
-    assert ledger.settled_position(at(67)).cursor == stood
+    assert ledger.settled_position(at(67)).cursor == before
 
 
 def test_live_event_that_comes_late_moves_no_cursor_though_a_newer_one_is_known() -> None:
@@ -1424,6 +1424,16 @@ def have_many_gaps(ledger: Ledger) -> None:
     ledger.gap_count = MAX_GAPS + 1
 
 
+def have_many_snapshots(ledger: Ledger) -> None:
+    ((_, known),) = ledger._snapshots
+    ledger._snapshots = deque((float(number), known) for number in range(40))
+
+
+def know_the_future(ledger: Ledger) -> None:
+    ((time, known),) = ledger._snapshots
+    ledger._snapshots = deque([(time, attrs.evolve(known, seq=99))])
+
+
 def having(path: str, value: object) -> Callable[[Ledger], None]:
     """Return the damage that sets one private attribute."""
 
@@ -1483,6 +1493,9 @@ DAMAGES: list[tuple[Callable[[Ledger], object], str]] = [
     (have_many_gaps, "101 gaps, maximum 100"),
     (having("_recent", deque([name(0)] * (RECENT_IDS + 1))), "1001 recent ids, maximum 1000"),
     (having("_window", 2), "2 events are ahead, maximum 1"),
+    (lambda ledger: ledger._snapshots.append(ledger._snapshots[-1]), "times of the snapshots do not increase"),
+    (have_many_snapshots, "40 snapshots, maximum 32"),
+    (know_the_future, "a snapshot is of the future"),
 ]
 
 

@@ -21,13 +21,15 @@ An event of a leader that is not trusted moves the resume cursor
 
 * at once, if the event is *older than the subscription* by `RELY_FACTOR` times
   ``stable_after``, because then it is a part of the replay, and the replay has
-  already brought everything before it. Signs of that: the event's cursor is not
-  after the newest one that was known that long before the attempt; or, with
-  opaque cursors, its id was admitted that long before; or the connection's
-  cursors step back to it. Each of these signs also shows that the replay still
+  already brought everything before it. The signs of that: the event's cursor
+  is not after the newest one that was known that long before the attempt; or,
+  with opaque cursors, its id was admitted that long before;
+* at once, if the connection's cursors step back to the event, because then it
+  is a part of the replay, too. Each of these signs also shows that the replay
   goes on, so the waits below start again. An event that became known later
-  shows that, too, but moves nothing: another instance of the server may send a
-  live event some seconds late, or again, before its replay;
+  before the attempt also starts the waits again, but does not move the cursor,
+  because another instance of the server may send a live event some seconds
+  late, before its replay;
 * after `RELY_FACTOR` times ``stable_after`` of reading in which no later event
   has stepped back behind it (comparable cursors only);
 * when the connection becomes trusted: after `TRUST_FACTOR` times
@@ -226,29 +228,29 @@ class _Tail:
 
 @attrs.frozen
 class _Known:
-    """What was known at a time."""
+    """What the ledger knew at a time."""
 
     seq: int
-    """The admission list's number."""
+    """The number of the newest item of the admission list."""
     key: CursorKey | None
     """The newest cursor."""
 
 
 @attrs.frozen
 class Mark:
-    """What was known when an attempt began, and some time before.
+    """What the ledger knew when an attempt began, and some time before.
 
-    An event that was known when the attempt began may still be a live event:
-    it may reach another server's instance later, or be sent again before the
-    replay. So it shows that the replay goes on, and moves no cursor. Only an
-    event that was known `RELY_FACTOR` times ``stable_after`` earlier is a
-    part of the replay for certain.
+    An event that was known when the attempt began may still come as a live
+    event: it may reach another instance of the server later, or be sent again
+    before the replay. So it is a sign that the replay goes on, but it moves no
+    cursor. Only an event that was known `RELY_FACTOR` times ``stable_after``
+    earlier is a part of the replay for certain.
     """
 
     then: _Known
     """When the attempt began."""
     before: _Known
-    """That time earlier."""
+    """That time before."""
 
 
 @attrs.frozen
@@ -306,7 +308,7 @@ class _Source:
     replayed_key: CursorKey | None = None
     replayed_seq: int = 0
     replayed: _Delivered | None = None
-    # The last sign that it goes on, on the connection's clock; and the newest event that was one.
+    # The last sign that the replay goes on, on the connection's clock, and the newest event that was one.
     last_sign: float = 0.0
     sign_key: CursorKey | None = None
     sign_seq: int = 0
@@ -336,7 +338,7 @@ class _Source:
         return taken
 
     def sign(self, one: _Delivered, seq: int) -> None:
-        """Record that a delivery shows that the replay goes on, unless it is one that has shown this before."""
+        """Record that a delivery is a sign that the replay goes on, unless it was one before."""
         if one.key is not None and not self.opaque:
             if self.sign_key is not None and one.key <= self.sign_key:
                 return
@@ -460,16 +462,16 @@ class Ledger:
         return self._cursor
 
     def mark(self, now: Moment | None = None) -> Mark:
-        """Return what is known before an attempt begins, and was some time earlier; give it to `open`.
+        """Return what is known now, before an attempt begins, and was known some time earlier. `open` takes it.
 
         Args:
-            now: the time; None if nothing is known to be older than the attempt.
+            now: the time. None if nothing is known to be older than the attempt.
         """
         then = self._known()
         if now is None:
             return Mark(then, _Known(0, cursor_key(self._cursor)))
         if self._restored:
-            # When an earlier run received what it has settled is not known, so that it counts from here on.
+            # It is not known when an earlier run received what it has settled, so the time counts from now on.
             self._restored = False
             self._snapshots.append((now[1], _Known(0, cursor_key(self._cursor))))
         while self._snapshots and self._snapshots[0][0] <= now[1] - RELY_FACTOR * self._stable_after:
@@ -903,7 +905,7 @@ class Ledger:
         self._ahead[entry.id] = entry
 
     def _is_replayed(self, source: _Source, entry: Entry | None, event_id: str, one: _Delivered) -> bool:
-        """Return whether a delivery is certainly a part of a replay, and record what it shows of the replay."""
+        """Return whether a delivery is a part of the replay for certain; record the sign if it shows one."""
         key = one.key
         if key is not None and (self._top is None or key > self._top):
             self._top = key
@@ -912,7 +914,7 @@ class Ledger:
         if one.cursor is not None and key is None:
             source.opaque = True
         mark = source.mark
-        # What was taken from the log says nothing about what any connection owes.
+        # An event from the log shows nothing about what a connection owes.
         seq = mark.then.seq + 1 if entry is None or entry.generation == _FROM_LOG else entry.seq
         if source.opaque or key is None:
             if seq <= mark.then.seq:
@@ -926,15 +928,15 @@ class Ledger:
             source.top = key
         if event_id in source.trail_ids:
             return False
-        # Only where a replay is promised: the live events of a careless server may be out of order.
+        # Only if a replay is promised: otherwise these may be live events out of order.
         steps_back = source.asked and top is not None and key < top
-        # A new event at the newest cursor itself may be live: neighbours may share a cursor.
+        # A new event at the newest cursor itself may be live, because several events may share a cursor.
         if steps_back or seq <= mark.then.seq or (mark.then.key is not None and key < mark.then.key):
             source.sign(one, seq)
         if not (steps_back or seq <= mark.before.seq or (mark.before.key is not None and key < mark.before.key)):
             return False
         if source.replayed_key is not None and key <= source.replayed_key:
-            return False  # sent again: no sign that the replay goes on
+            return False  # repeated: no sign that the replay goes on
         source.replayed_key = key
         source.last_sign = one.clock
         if source.cursor_key is not None and key > source.cursor_key and self._line is not None:
@@ -1181,15 +1183,10 @@ class Ledger:
         for number, source in self._sources.items():
             assert source.decided or not source.trusted, f"connection {number} is trusted before it is decided"
             assert source.decided or not source.doubted, f"connection {number} is doubted before it is decided"
-            mark = source.mark
-            assert mark.before.seq <= mark.then.seq <= self._seq, f"connection {number} began in the future"
+            assert source.mark.then.seq <= self._seq, f"connection {number} began in the future"
             assert source.trail_ids <= {one.entry.id for one in source.trail}, f"trail and ids of {number} differ"
 
     def _check_counts(self) -> None:
-        times = [time for time, _ in self._snapshots]
-        assert _increase(times), f"the snapshots are not oldest first: {times}"
-        most = RELY_FACTOR * self._stable_after / SNAPSHOT_INTERVAL + 2
-        assert len(times) <= most, f"{len(times)} snapshots, maximum {most:g}"
         assert self._admitted <= self._seq, f"{self._admitted} events admitted, {self._seq} numbers given"
         assert self._cursor_admitted <= self._admitted, "more events were admitted at the resume cursor than in all"
         assert self._unpromised_seq <= self._cursor_seq, "a promise is withdrawn for a cursor that does not exist"
@@ -1200,6 +1197,11 @@ class Ledger:
         assert len(self._recent) <= RECENT_IDS, f"{len(self._recent)} recent ids, maximum {RECENT_IDS}"
         ahead = sum(entry.generation != _RESTORED for entry in self._ahead.values())
         assert ahead <= self._window // 2, f"{ahead} events are ahead, maximum {self._window // 2}"
+        times = [time for time, _ in self._snapshots]
+        assert _increase(times), f"the times of the snapshots do not increase: {times}"
+        maximum = RELY_FACTOR * self._stable_after / SNAPSHOT_INTERVAL + 2
+        assert len(times) <= maximum, f"{len(times)} snapshots, maximum {maximum:.0f}"
+        assert all(known.seq <= self._seq for _, known in self._snapshots), "a snapshot is of the future"
 
 
 def _increase(numbers: Sequence[float]) -> bool:
