@@ -291,7 +291,7 @@ class Limits:
     """
 
     message_size: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
-    """Maximum length of a message, in characters. Default 64 Mi: a data change may carry the whole snapshot.
+    """Maximum length of a message, in characters. Default 64 Mi, because a data change may carry the whole snapshot.
 
     A larger message ends the connection, and the client if the next connection meets it, too (`MessageTooLargeError`).
     """
@@ -348,9 +348,9 @@ class RetryPolicy:
     initial: float = attrs.field(default=0.5, validator=_seconds)
     """Maximum wait after the first failure, in seconds. Default 0.5 s."""
     maximum: float = attrs.field(default=30.0, validator=_seconds)
-    """Maximum wait after any number of failures, in seconds. Default 30 s: the client is back half a minute after an outage."""
+    """Maximum wait after any number of failures, in seconds. Default 30 s, so the client is back half a minute after an outage."""
     retry_after_limit: float = attrs.field(default=120.0, validator=_seconds)
-    """Maximum wait that a server's ``Retry-After`` can ask for, in seconds. Default 120 s: no server can silence the client."""
+    """Maximum wait that a server's ``Retry-After`` can ask for, in seconds. Default 120 s, so that no server can silence the client."""
     attempts_per_minute: int = attrs.field(default=60, validator=_count)
     """Maximum number of attempts that begin within any 60 s. Default 60."""
 
