@@ -39,15 +39,18 @@ class Network(Protocol):
 
     @property
     def settlement_observer(self) -> SettlementObserver | None:
-        """Is notified of each settled event; None for nobody. A simulated Kadoa has one, so that tests can wait."""
+        """An object that is notified of each settled event, or None.
+
+        A simulated Kadoa in memory has one, so that tests can wait until an event is settled.
+        """
         ...
 
 
 class SettlementObserver(Protocol):
-    """Is notified of each event that a program has settled."""
+    """An object that is notified of each event that a program has settled."""
 
     def settled(self, event: Event) -> None:
-        """Take notice of a settlement. Cheap, and never a checkpoint."""
+        """Record that *event* was settled. Must be quick, must not raise, and must not be a checkpoint."""
         ...
 
 
@@ -121,10 +124,11 @@ class Endpoints:
             fault = _fault_of_address(getattr(self, name), schemes, allow_insecure=allow_insecure)
             if fault is not None:
                 raise ConfigurationError(f"the endpoint {name} {fault}")
-        if self.network is not None and not (
-            callable(getattr(self.network, "open_stream", None)) and hasattr(self.network, "http_transport")
+        if self.network is not None and not all(
+            hasattr(self.network, name) for name in ("open_stream", "http_transport", "settlement_observer")
         ):
-            raise refusal("Endpoints.network", "a Network (with open_stream and http_transport) or None", self.network)
+            wanted = "a Network (with open_stream, http_transport and settlement_observer) or None"
+            raise refusal("Endpoints.network", wanted, self.network)
 
 
 def fault_of_url(url: object, *schemes: str) -> str | None:
