@@ -63,7 +63,7 @@ def check_in_trio(name: str) -> None:
     if not trio.lowlevel.in_trio_task():
         raise RuntimeError(
             f"{name} needs Trio: call it in an async function that trio.run(...) runs. asyncio.run(...) and other event "
-            "loops cannot run it; for programs with asyncio see 'asyncio' in the documentation"
+            "loops cannot run it. See 'Use the client from asyncio' in the documentation"
         )
 
 
