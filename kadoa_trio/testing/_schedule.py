@@ -61,7 +61,7 @@ class Schedule:
     def parse(cls, text: str) -> Schedule:
         """Read a schedule: ``"10 drain, 25 reset, 40 outage 5"`` - time, kind, and duration, in seconds.
 
-        ``str()`` of a schedule gives a text that `parse` reads.
+        ``str()`` of a schedule returns a text that `parse` reads.
 
         Raises:
             ValueError: the text is not a schedule; the error names the part.
