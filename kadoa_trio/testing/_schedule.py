@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import attrs
@@ -92,7 +92,7 @@ class Schedule:
                 which no client can be complete.
         """
         rng = random.Random(seed)
-        chosen = HARMLESS if kinds is None else sorted(set(kinds))
+        chosen: Sequence[FaultKind] = HARMLESS if kinds is None else sorted(set(kinds))
         faults = []
         now = rng.expovariate(1 / every)
         while now < seconds:
