@@ -26,7 +26,7 @@ from ._engine._supervisor import Supervisor
 from ._errors import ConfigurationError, CursorStoreError, OwnershipLostError, ProtocolError
 from ._events import Event
 from ._exits import clean_up, pick
-from ._net._http import HttpClient, open_http
+from ._net._api import KadoaApi, open_api
 from ._position import Gap, Position
 from ._redact import Secret, hidden
 from ._settings import LEAVE_TIMEOUT, Endpoints, Settings, read_key
@@ -427,7 +427,7 @@ class _House:
 
     def __init__(
         self,
-        http: HttpClient,
+        http: KadoaApi,
         settings: Settings,
         options: _Options,
         rng: random.Random,
@@ -550,7 +550,7 @@ async def _run(
     error: BaseException | None = None
     crash: BaseException | None = None
     realtime: Realtime | None = None
-    async with open_http(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
+    async with open_api(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
         reporter.censor = http.censor
         house = _House(http, settings, options, rng, reporter)
         leaving_at = math.inf

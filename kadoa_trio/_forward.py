@@ -31,11 +31,11 @@ import trio
 from ._backoff import Backoff, RetryPolicy
 from ._contexts import async_context
 from ._errors import AttemptError, ConfigurationError
-from ._events import Event, parse_json
+from ._events import Event, parse_json, write_time
 from ._letters import LetterFile
-from ._net._http import HttpClient, iso, open_webhooks
+from ._net._http import HttpClient, open_http, secret_of_query
 from ._redact import Secret, presentable
-from ._settings import Settings, is_loopback
+from ._urls import fault_of_url
 
 _MAX_HEADER: Final = 256
 """Maximum length of the event type in the header, in characters: servers refuse long headers."""
@@ -73,6 +73,36 @@ class Replayed:
     """Of these, lines that are no dead letter."""
 
 
+@attrs.frozen
+class _Webhook:
+    """The endpoint that events are posted to. It gets no key of Kadoa's."""
+
+    http: HttpClient = attrs.field(repr=False)
+    url: Secret
+    timeout: float
+
+    @property
+    def address(self) -> str:
+        """The URL without its query, which may hold a secret of the endpoint's."""
+        return urlsplit(self.url.reveal())._replace(query="").geturl()
+
+    async def post(self, event_type: str, content: bytes) -> None:
+        """Post an event once. What a success says beside its status does not matter, and is not decoded.
+
+        Raises:
+            AttemptError: the answer was no 2xx, or there was none.
+        """
+        await self.http.request(
+            "forward",
+            "POST",
+            self.url,
+            timeout=self.timeout,
+            headers={"x-kadoa-event": event_type},
+            content=content,
+            final=False,
+        )
+
+
 @final
 class Forwarder:
     """Posts events to one endpoint. Made by `open_forwarder`.
@@ -82,18 +112,14 @@ class Forwarder:
 
     def __init__(
         self,
-        http: HttpClient,
-        url: Secret,
+        webhook: _Webhook,
         *,
-        timeout: float,
         policy: RetryPolicy,
         max_attempts: int | None,
         dead_letters: Path | None,
         on_failure: Callable[[FailedForward], None] | None,
     ) -> None:
-        self._http = http
-        self._url = url
-        self._timeout = timeout
+        self._webhook = webhook
         self._backoff = Backoff(policy, random.Random())
         self._max_attempts = max_attempts
         self._dead_letters = None if dead_letters is None else LetterFile(dead_letters)
@@ -106,7 +132,7 @@ class Forwarder:
         """Attempts that failed."""
 
     def __repr__(self) -> str:
-        return f"<Forwarder to {_without_query(self._url)}>"
+        return f"<Forwarder to {self._webhook.address}>"
 
     async def forward(self, event: Event) -> bool:
         """Post an event until a 2xx answers it, or it is put aside. Cancellation leaves it undecided.
@@ -177,7 +203,7 @@ class Forwarder:
             attempt += 1
             retry_after: float | None = None
             try:
-                await self._http.post(self._url, header, content, self._timeout)
+                await self._webhook.post(header, content)
             except AttemptError as exc:
                 why, retry_after = exc.reason, exc.retry_after
             else:
@@ -191,8 +217,8 @@ class Forwarder:
             if delay is None:
                 assert dead_letters is not None
                 letter = {
-                    "failedAt": iso(datetime.now(UTC)),
-                    "url": _without_query(self._url),
+                    "failedAt": write_time(datetime.now(UTC)),
+                    "url": self._webhook.address,
                     "attempts": attempt,
                     "why": why,
                 }
@@ -250,41 +276,26 @@ async def open_forwarder(
     """
     target = Secret(url)
     del url  # whatever is raised through this frame shows its names
-    fault = _fault_of_url(target)
+    fault = fault_of_url(target.reveal(), ("http", "https"), allow_query=True)
     if fault is not None:
         raise ConfigurationError(f"the endpoint to forward to {fault}")
     if not timeout > 0:
         raise ConfigurationError("timeout must be a positive number of seconds")
     if max_attempts is not None and (max_attempts < 1 or dead_letters is None):
         raise ConfigurationError("max_attempts must be at least 1, and needs dead_letters to put events aside in")
-    async with open_webhooks(
-        settings=Settings(ssl_context=ssl_context),
-        url=target,
-        direct=is_loopback(urlsplit(target.reveal()).hostname or ""),
-        wall_clock=lambda: datetime.now(UTC),
+    async with open_http(
+        hosts={urlsplit(target.reveal()).hostname or ""},
+        secure=urlsplit(target.reveal()).scheme == "https",
+        secrets=(secret_of_query(target),),
+        ssl_context=ssl_context,
     ) as http:
         yield Forwarder(
-            http,
-            target,
-            timeout=timeout,
+            _Webhook(http, target, timeout),
             policy=RetryPolicy() if retry is None else retry,
             max_attempts=max_attempts,
             dead_letters=None if dead_letters is None else Path(dead_letters),
             on_failure=on_failure,
         )
-
-
-def _fault_of_url(url: Secret) -> str | None:
-    try:
-        parts = urlsplit(url.reveal())
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme not in ("http", "https") or not host:
-        return "must be an http:// or https:// URL"
-    if parts.username is not None or parts.password is not None or parts.fragment:
-        return "must hold no credentials or fragment"
-    return None
 
 
 def webhook_body(event: Event) -> dict[str, Any]:
@@ -294,14 +305,9 @@ def webhook_body(event: Event) -> dict[str, Any]:
     return {
         "eventType": event.type,
         "id": event.id,
-        "timestamp": raw.get("timestamp") if event.timestamp is None else iso(event.timestamp),
+        "timestamp": raw.get("timestamp") if event.timestamp is None else write_time(event.timestamp),
         "data": raw.get("data") if payload is None else payload,
     }
-
-
-def _without_query(url: Secret) -> str:
-    # A query may hold a secret of the endpoint's.
-    return urlsplit(url.reveal())._replace(query="").geturl()
 
 
 def _header(event_type: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import ssl
@@ -17,6 +16,7 @@ from ._backoff import RetryPolicy
 from ._contexts import sync_context
 from ._errors import ConfigurationError
 from ._redact import Secret, presentable
+from ._urls import fault_of_url, is_loopback
 
 MAX_SOCKETS = 3
 """Sockets open at once: the newest connection, the one that it replaces, and one that will not go."""
@@ -155,15 +155,11 @@ class Endpoints:
 
 
 def _fault_of_address(url: str, schemes: tuple[str, str], *, allow_insecure: bool) -> str | None:
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme not in schemes or not host:
-        return f"must be a {schemes[0]}:// URL"
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        return "must hold no credentials, query or fragment"
+    fault = fault_of_url(url, schemes)
+    if fault is not None:
+        return fault
+    parts = urlsplit(url)
+    host = parts.hostname or ""
     if parts.scheme == schemes[1] and not is_loopback(host) and not allow_insecure:
         return (
             f"is plain {parts.scheme}:// to {presentable(host, 100)}: the key and the events would cross the network "
@@ -190,20 +186,6 @@ def fits_header(key: Secret) -> bool:
     """Tell whether a key can stand in a header: printable ASCII, not empty, no spaces around it."""
     value = key.reveal()
     return bool(value) and value.isascii() and value.isprintable() and value == value.strip()
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether *host* is ``localhost`` itself or a literal loopback address.
-
-    Names below ``.localhost`` are not: a resolver may ask the DNS for them
-    (RFC 6761, section 6.3, only says that it should not).
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _seconds(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:

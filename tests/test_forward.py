@@ -216,14 +216,16 @@ async def test_replay_cut_at_any_letter_loses_none(tmp_path: Path, cut: int) -> 
 
 
 class Recorder:
-    """Stands where requests are made: takes everything but the ids in `refused`."""
+    """An endpoint that takes everything but the ids in `refused`, without requests."""
+
+    address = "http://127.0.0.1:1/"
 
     def __init__(self, *refused: str) -> None:
         self.refused = set(refused)
         self.headers: list[str] = []
         self.bodies: list[bytes] = []
 
-    async def post(self, url: str, event_type: str, content: bytes, timeout: float) -> None:
+    async def post(self, event_type: str, content: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self.headers.append(event_type)
         self.bodies.append(content)
@@ -286,11 +288,11 @@ async def test_body_is_strict_json_whatever_was_received(tmp_path: Path) -> None
     meant = {"a": [None, None, None, 1.5, 12345678901234567890123], "b\ufffd": "x\ufffd", "c": "é😀\u2028"}
     path = tmp_path / "dead"
     async with open_forwarder("http://127.0.0.1:1/", max_attempts=1, dead_letters=path) as forwarder:
-        forwarder._http = refusing = Recorder("e1")  # type: ignore[assignment]
+        forwarder._webhook = refusing = Recorder("e1")  # type: ignore[assignment]
         assert not await forwarder.forward(typed("x\ud800", message))
         (line,) = path.read_bytes().splitlines()
         assert msgspec.json.decode(line)["event"]["eventType"] == "x\ufffd"
-        forwarder._http = recorder = Recorder()  # type: ignore[assignment]
+        forwarder._webhook = recorder = Recorder()  # type: ignore[assignment]
         await forwarder.replay(path)
     assert refusing.bodies == recorder.bodies  # a letter holds what was posted
     msgspec.json.decode(recorder.bodies[0], type=dict)  # strict
@@ -310,13 +312,13 @@ def test_payload_that_is_nested_too_deeply_is_null() -> None:
 
 async def replay_into(recorder: Recorder, path: Path) -> None:
     async with open_forwarder("http://127.0.0.1:1/") as forwarder:
-        forwarder._http = recorder  # type: ignore[assignment]
+        forwarder._webhook = recorder  # type: ignore[assignment]
         await forwarder.replay(path)
 
 
 async def put_aside_quietly(path: Path, *numbers: int) -> None:
     async with open_forwarder("http://127.0.0.1:1/", max_attempts=1, dead_letters=path) as forwarder:
-        forwarder._http = Recorder(*(f"e{number}" for number in numbers))  # type: ignore[assignment]
+        forwarder._webhook = Recorder(*(f"e{number}" for number in numbers))  # type: ignore[assignment]
         for number in numbers:
             assert not await forwarder.forward(event(number))
 
@@ -397,10 +399,10 @@ async def test_second_replay_is_refused_and_posts_nothing(tmp_path: Path) -> Non
     second = Recorder()
 
     class Slow(Recorder):
-        async def post(self, url: str, event_type: str, content: bytes, timeout: float) -> None:
+        async def post(self, event_type: str, content: bytes) -> None:
             with pytest.raises(DeadLetterError, match=f"another replay of it is running, in process {os.getpid()}"):
                 await replay_into(second, path)
-            await super().post(url, event_type, content, timeout)
+            await super().post(event_type, content)
 
     first = Slow()
     with trio.fail_after(60):
@@ -530,5 +532,5 @@ async def test_letters_can_be_read_by_their_user_only(tmp_path: Path) -> None:
 
 
 class Dying(Recorder):
-    async def post(self, url: str, event_type: str, content: bytes, timeout: float) -> None:
+    async def post(self, event_type: str, content: bytes) -> None:
         raise Crash

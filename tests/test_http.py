@@ -38,15 +38,9 @@ from kadoa_trio._errors import (
     ProtocolError,
     RequestRefusedError,
 )
-from kadoa_trio._net._http import (
-    MAX_ANSWER,
-    HttpClient,
-    Token,
-    default_ssl_context,
-    open_http,
-    open_webhooks,
-    parse_retry_after,
-)
+from kadoa_trio._net._answers import parse_retry_after
+from kadoa_trio._net._api import KadoaApi, Token, open_api
+from kadoa_trio._net._http import MAX_ANSWER, HttpClient, default_ssl_context, open_http, secret_of_query
 from kadoa_trio._redact import Secret, censor, presentable
 from kadoa_trio._settings import Endpoints, Settings
 
@@ -103,9 +97,9 @@ def plain(port: int, **options: Any) -> Settings:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[HttpClient]:
+async def opened(settings: Settings) -> AsyncIterator[KadoaApi]:
     with trio.fail_after(20):
-        async with open_http(api_key=Secret(KEY), settings=settings, wall_clock=lambda: NOW) as client:
+        async with open_api(api_key=Secret(KEY), settings=settings, wall_clock=lambda: NOW) as client:
             yield client
 
 
@@ -179,7 +173,9 @@ async def test_token_over_tls() -> None:
 
 def test_token_and_client_hide_their_secrets() -> None:
     assert "hush" not in repr(Token(Secret("hush"), "team-1"))
-    assert KEY not in repr(HttpClient(httpx.AsyncClient(), Secret(KEY), Settings(), lambda: NOW))
+    assert KEY not in repr(
+        KadoaApi(HttpClient(httpx.AsyncClient(), (Secret(KEY),), lambda: NOW), Secret(KEY), Settings())
+    )
 
 
 # --- what answers mean ---
@@ -565,7 +561,7 @@ async def test_cookies_of_a_server_are_not_sent_back() -> None:
     async with serving(handler) as port, opened(plain(port)) as client:
         for _ in range(5):
             await client.fetch_token()
-        assert not list(client._client.cookies.jar)
+        assert not list(client._http._client.cookies.jar)
     assert len(heads) == 5
     assert not any(b"cookie" in head.lower() for head in heads)
 
@@ -678,7 +674,7 @@ async def test_unusable_certificates_of_the_environment_are_a_configuration_erro
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setenv(variable, str(path))
     with pytest.raises(ConfigurationError, match=f"the environment variable {variable} names") as caught:
-        async with open_http(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
+        async with open_api(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
             pytest.fail("opened")
     assert str(caught.value).isprintable()
     assert_clean(caught.value)
@@ -710,7 +706,7 @@ async def test_key_that_cannot_stand_in_a_header_is_refused_unseen(key: str) -> 
     given = Secret(key)
     del key  # the traceback shows this frame, too
     with pytest.raises(ConfigurationError) as caught:
-        async with open_http(api_key=given, settings=mocked(saying(200, GOOD)), wall_clock=lambda: NOW):
+        async with open_api(api_key=given, settings=mocked(saying(200, GOOD)), wall_clock=lambda: NOW):
             pytest.fail("opened")
     assert_clean(caught.value)
 
@@ -718,7 +714,7 @@ async def test_key_that_cannot_stand_in_a_header_is_refused_unseen(key: str) -> 
 async def test_unusable_proxy_is_a_configuration_error_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", f"gopher://user:{KEY}@proxy")
     with pytest.raises(ConfigurationError) as caught:
-        async with open_http(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
+        async with open_api(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
             pytest.fail("opened")
     assert_clean(caught.value)
 
@@ -735,7 +731,7 @@ async def test_unexpected_exception_of_the_library_is_a_bug_without_its_tracebac
 @pytest.mark.parametrize("query", ["key=a b^c d", "key=wörd", 'k="a" {b}', "key=my%20key", "key=a+b c&v=1"])
 async def test_query_of_a_webhook_is_hidden_as_it_is_sent(query: str) -> None:
     url = f"http://127.0.0.1:1/hook?{query}"
-    async with open_webhooks(settings=Settings(), url=Secret(url), direct=True, wall_clock=lambda: NOW) as client:
+    async with open_http(hosts={"127.0.0.1"}, secure=False, secrets=(secret_of_query(Secret(url)),)) as client:
         assert client.censor(f"POST {httpx.URL(url)} failed") == "POST http://127.0.0.1:1/hook?[secret] failed"
         assert client.censor(f"POST {url} failed") == "POST http://127.0.0.1:1/hook?[secret] failed"
 

@@ -14,7 +14,8 @@ from kadoa_trio._errors import AttemptError
 from kadoa_trio._net._proxy import Proxy, ProxyError, find_proxy, open_tunnel, proxy_secrets
 from kadoa_trio._net._socket import open_socket
 from kadoa_trio._redact import Secret, censor
-from kadoa_trio._settings import Settings, is_loopback
+from kadoa_trio._settings import Settings
+from kadoa_trio._urls import is_loopback
 from kadoa_trio.workspace import diagnose
 
 PASSWORD = "pr0xy-pass/word"  # of nobody

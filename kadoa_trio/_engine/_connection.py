@@ -24,7 +24,7 @@ import trio
 
 from .._errors import AttemptError
 from .._events import Event
-from .._net._http import HttpClient
+from .._net._api import KadoaApi
 from .._net._socket import EndKind, Socket, SocketEnded, open_socket
 from .._net._wire import Draining as DrainNotice
 from .._net._wire import Heartbeat, Ignored, decode, subscribe
@@ -97,7 +97,7 @@ class Shared:
     """What every generation works with."""
 
     settings: Settings
-    http: HttpClient
+    http: KadoaApi
     ledger: Ledger
     intake: Intake
     reporter: Reporter

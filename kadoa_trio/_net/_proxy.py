@@ -1,7 +1,7 @@
 """The way through an HTTP proxy to a WebSocket: ``CONNECT``, as the environment asks for it.
 
 httpx reads ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` for the API; this
-room reads the same for WebSockets, so that both go the same way. A proxy's
+module reads the same for WebSockets, so that both go the same way. A proxy's
 credentials are sent in one header and nowhere else.
 """
 
@@ -19,7 +19,7 @@ import h11
 import trio
 
 from .._redact import Secret, presentable
-from .._settings import is_loopback
+from .._urls import is_loopback, port_of
 
 _SCHEMES: Final = {"wss": "https", "ws": "http"}
 _MAX_HEAD: Final = 64 * 1024
@@ -56,8 +56,7 @@ def find_proxy(scheme: str, host: str) -> Proxy | None:
     parts = _parse(proxies.get(_SCHEMES[scheme]) or proxies.get("all"))
     if parts is None or parts.scheme not in ("http", "https"):
         return None
-    secure = parts.scheme == "https"
-    return Proxy(parts.hostname or "", parts.port or (443 if secure else 80), secure, _authorization(parts))
+    return Proxy(parts.hostname or "", port_of(parts), parts.scheme == "https", _authorization(parts))
 
 
 def proxy_secrets() -> tuple[Secret, ...]:

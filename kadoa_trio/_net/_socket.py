@@ -36,11 +36,9 @@ import contextlib
 import enum
 import http.client
 import io
-import math
 import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, TypeVarTuple, cast
 from urllib.parse import quote, urlsplit
 
@@ -51,19 +49,21 @@ from wsproto.utilities import LocalProtocolError
 
 from .._contexts import async_context
 from .._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step, scrubbed
-from .._exits import pick
+from .._exits import hidden_nursery
 from .._redact import Secret, presentable
 from .._settings import CLOSE_TIMEOUT, MAX_FRAGMENTS, Settings
-from ._http import (
+from ._answers import (
     REFUSAL_GRACE,
-    censored_logs,
-    default_ssl_context,
     describe,
     parse_retry_after,
+    refusal_reason,
     server_message,
     unwanted_encoding,
 )
-from ._proxy import find_proxy, open_tunnel, proxy_secrets
+from ._censor import censored_logs
+from ._dial import Address, open_tcp, start_tls
+from ._http import USER_AGENT, utc_now
+from ._proxy import proxy_secrets
 
 _Args = TypeVarTuple("_Args")
 
@@ -77,6 +77,7 @@ _BLANK_LINE: Final = re.compile(rb"\n\r?\n")  # as h11 finds the end of a head
 _FRAMES_AT_ONCE: Final = 64
 _MAX_FRAME_HEADER: Final = 10
 _MAX_REASON: Final = 123
+_HEADERS: Final = f"User-Agent: {USER_AGENT}\r\n".encode()
 _HTTP: Final = b"HTTP/"
 _ABNORMAL: Final = 1006
 _TOO_LARGE: Final = 1009
@@ -123,10 +124,6 @@ class SocketEnded(Exception):
         self.end = end
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @async_context
 async def open_socket(
     url: str,
@@ -134,7 +131,7 @@ async def open_socket(
     token: Secret,
     settings: Settings,
     on_bytes: Callable[[int], None],
-    wall_clock: Callable[[], datetime] = _utc_now,
+    wall_clock: Callable[[], datetime] = utc_now,
     also: tuple[Secret, ...] = (),
 ) -> AsyncIterator[Socket]:
     """Open a WebSocket, within ``handshake_timeout``; leaving closes it.
@@ -157,30 +154,13 @@ async def open_socket(
         AttemptError: any other failure to open.
         ConfigurationError: the certificates that the environment names cannot be used.
     """
-    error: BaseException | None = None
-    crash: BaseException | None = None
-    try:
-        # Strict whatever the run says, so that there is one shape to take apart.
-        async with trio.open_nursery(strict_exception_groups=True) as nursery:
-            # The nursery must see no exception of ours, or it would wrap it. Nothing is swallowed: see the last line.
-            try:
-                opened = await _establish(nursery, url, token, settings, on_bytes, wall_clock, also)
-                try:
-                    yield opened
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await opened.aclose()
-            except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
-                error = exc
-            # Last: whatever awaits after this is cancelled, and its Cancelled would stand in for the user's error.
-            nursery.cancel_scope.cancel(reason="the socket is closed")
-    except BaseExceptionGroup as group:
-        # The reader keeps every Exception to itself; a Cancelled in here is the caller's, and comes second to an error.
-        crash = pick(group)
-    if crash is not None and (error is None or not isinstance(crash, trio.Cancelled)):
-        raise crash
-    if error is not None:
-        raise error
+    async with hidden_nursery("the socket is closed") as nursery:
+        opened = await _establish(nursery, url, token, settings, on_bytes, wall_clock, also)
+        try:
+            yield opened
+        finally:
+            with trio.CancelScope(shield=True):
+                await opened.aclose()
 
 
 @attrs.define(eq=False)
@@ -281,11 +261,8 @@ async def _establish(
     wall_clock: Callable[[], datetime],
     also: tuple[Secret, ...],
 ) -> Socket:
-    parts = urlsplit(url)
-    secure = parts.scheme == "wss"
-    host = parts.hostname or ""
-    port = parts.port or (443 if secure else 80)
-    path = quote(parts.path, safe="/%:@!$&'()*+,;=~") or "/"
+    address = Address.of(url)
+    path = quote(urlsplit(url).path, safe="/%:@!$&'()*+,;=~") or "/"
     timeout = settings.handshake_timeout
     opening = trio.move_on_after(timeout)
     reader = _Reader(nursery, (token, *proxy_secrets(), *also), on_end=opening)
@@ -295,22 +272,18 @@ async def _establish(
     connection: trio_websocket.WebSocketConnection | None = None
     fault: Exception | None = None
     try:
-        with opening:
+        with censored_logs(*reader.secrets), opening:
             try:
-                stream = await _dial(parts.scheme, host, port, settings)
-                if secure:
+                stream = await open_tcp(address, settings)
+                if address.secure:
                     step = "tls"
-                    context = settings.ssl_context or default_ssl_context()
-                    # https_compatible: servers end the stream without TLS's own farewell, and so do we.
-                    tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-                    stream = tls
-                    await tls.do_handshake()
+                    stream = await start_tls(stream, address, settings)
                 step = "handshake"
                 watched = _WatchedStream(stream, on_bytes, opening)
                 connection = await trio_websocket.wrap_client_stream(
                     cast("trio.Nursery", reader),
                     cast("trio.SocketStream", watched),
-                    _host_header(host, parts.port, secure=secure),
+                    address.host_header,
                     # Never bound to a name: what is raised here shows this frame.
                     f"{path}?access_token={quote(token.reveal(), safe='')}",
                     # Nothing waits in the library: on a message that is too large it drops what it holds.
@@ -336,33 +309,6 @@ async def _establish(
     return Socket(connection, watched, reader, too_large)
 
 
-async def _dial(scheme: str, host: str, port: int, settings: Settings) -> trio.abc.Stream:
-    network = settings.endpoints.network
-    if network is not None:
-        return await network.open_stream(host, port)
-    proxy = find_proxy(scheme, host)
-    if proxy is not None:
-        return await open_tunnel(proxy, host, port, lambda: settings.ssl_context or default_ssl_context())
-    stream = await trio.open_tcp_stream(host, port)
-    # A second line behind the heartbeat: the system, too, gives up a peer that no longer answers.
-    idle = math.ceil(min(max(settings.heartbeat_timeout, 1), 600))
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", idle),
-        ("TCP_KEEPINTVL", max(1, idle // 3)),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", 2 * idle * 1000),
-    ):
-        if hasattr(socket, name):
-            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return stream
-
-
-def _host_header(host: str, port: int | None, *, secure: bool) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return name if port is None or port == (443 if secure else 80) else f"{name}:{port}"
-
-
 def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Callable[[], datetime]) -> KadoaError:
     """Say why the upgrade did not happen, from what was received and what the reader made of it."""
     answer = _parse_head(bytes(stream.head))
@@ -374,10 +320,9 @@ def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Call
         message = "" if compressed else server_message(body, *reader.secrets)
         if status in (401, 403):
             return AuthenticationError("handshake", status, message)
-        reason = f"HTTP {status}: {message}" if message else f"HTTP {status}"
         retry_after = parse_retry_after(headers.get("Retry-After"), wall_clock())
         kind = ProtocolError if status < 300 else AttemptError
-        return kind("handshake", reason, status=status, retry_after=retry_after)
+        return kind("handshake", refusal_reason(status, message), status=status, retry_after=retry_after)
     if answer is None and (not stream.head or stream.head.startswith(_HTTP)):
         if stream.broken is not None:
             cause = scrubbed(stream.broken, *reader.secrets)
@@ -425,14 +370,14 @@ class _Reader:
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
-        with censored_logs(*self.secrets):
-            try:
+        try:
+            with censored_logs(*self.secrets):
                 await async_fn(*args)
-            except Exception as exc:
-                self.fault = exc
-            finally:
-                self.ended.set()
-                self.on_end.cancel(reason="the socket's reader has ended")
+        except Exception as exc:
+            self.fault = exc
+        finally:
+            self.ended.set()
+            self.on_end.cancel(reason="the socket's reader has ended")
 
 
 class _FrameCounter:
@@ -498,6 +443,8 @@ class _WatchedStream(trio.abc.Stream):
     _inner: trio.abc.Stream
     _on_bytes: Callable[[int], None]
     _opening: trio.CancelScope
+    _headers: bytes = _HEADERS
+    """Headers that are still to be added to the request: ``wrap_client_stream`` takes none."""
     _is_open: bool = False
     _frames: _FrameCounter | None = None
     """None before the upgrade."""
@@ -526,6 +473,10 @@ class _WatchedStream(trio.abc.Stream):
         self.head.clear()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._headers:
+            # The request, which the library sends whole: ours come after its first line.
+            line, end, headers = bytes(data).partition(b"\r\n")
+            data, self._headers = line + end + self._headers + headers, b""
         # The library sends one frame at a time.
         if data and data[0] == _CLOSE_FRAME:
             self.close_sent = True

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, TypeVar, final
 from urllib.parse import quote
 
@@ -17,14 +17,16 @@ import attrs
 
 from .._contexts import async_context
 from .._errors import ConfigurationError, ProtocolError
-from .._events import read_time, structure
-from .._net._http import LOG_PAGE, HttpClient, iso, open_http
+from .._events import read_time, structure, write_time
+from .._net._api import KadoaApi, open_api
 from .._redact import Secret, hidden
 from .._settings import Endpoints, Settings, read_key
 
 WEBSOCKET: Final = "WEBSOCKET"
 """The type of the channel that a workspace's WebSockets belong to. It may have one only."""
 
+MAX_LOG_ROWS: Final = 100
+"""Maximum number of rows that one call for the log returns; Kadoa's API description allows no more."""
 MAX_LOG_ANSWER: Final = 64 * 1024 * 1024
 """Maximum length of a page of the log, in bytes: each row may carry a whole event."""
 
@@ -116,15 +118,15 @@ class Notifications:
     * `AttemptError`: everything that may pass, the network included.
     """
 
-    def __init__(self, http: HttpClient) -> None:
-        self._http = http
+    def __init__(self, api: KadoaApi) -> None:
+        self._api = api
 
     def __repr__(self) -> str:
         return "<Notifications>"
 
     async def channels(self) -> tuple[Channel, ...]:
         """Return the workspace's channels."""
-        return _read(_channels, await self._http.call("GET", "/channels"))
+        return _read(_channels, await self._api.call("GET", "/channels"))
 
     async def create_channel(
         self, name: str, channel_type: str = WEBSOCKET, config: Mapping[str, Any] | None = None
@@ -133,11 +135,11 @@ class Notifications:
         # A webhook's configuration may hold its secret: what is raised through this frame shows its names.
         body = Secret(json.dumps({"name": name, "channelType": channel_type, "config": dict(config or {})}))
         del config
-        return _read(_channel, await self._http.call("POST", "/channels", body=body))
+        return _read(_channel, await self._api.call("POST", "/channels", body=body))
 
     async def settings(self) -> tuple[Setting, ...]:
         """Return all settings, of the workspace and of its workflows."""
-        return _read(_settings, await self._http.call("GET", "/settings"))
+        return _read(_settings, await self._api.call("GET", "/settings"))
 
     async def create_setting(
         self,
@@ -162,7 +164,7 @@ class Notifications:
         }
         if workflow_id is not None:
             body["workflowId"] = workflow_id
-        return _read(_the_setting, await self._http.call("POST", "/settings", body=body))
+        return _read(_the_setting, await self._api.call("POST", "/settings", body=body))
 
     async def update_setting(
         self, setting: Setting, *, channel_ids: Sequence[str] | None = None, enabled: bool | None = None
@@ -186,11 +188,11 @@ class Notifications:
             "enabled": setting.enabled if enabled is None else enabled,
             "channelIds": list(channels),
         }
-        return _read(_the_setting, await self._http.call("PUT", f"/settings/{quote(setting.id, safe='')}", body=body))
+        return _read(_the_setting, await self._api.call("PUT", f"/settings/{quote(setting.id, safe='')}", body=body))
 
     async def event_types(self) -> tuple[str, ...]:
         """Return the names of the event types that Kadoa knows."""
-        data = await self._http.call("GET", "/event-types")
+        data = await self._api.call("GET", "/event-types")
         names = []
         for n, row in enumerate(_rows(data, "eventTypes", "event_types", "types")):
             name = row.get("type", row.get("eventType")) if isinstance(row, dict) else row
@@ -209,7 +211,7 @@ class Notifications:
         body = {"eventType": event_type}
         if workflow_id is not None:
             body["workflowId"] = workflow_id
-        event_id = (await self._http.call("POST", "/test", body=body)).get("eventId")
+        event_id = (await self._api.call("POST", "/test", body=body)).get("eventId")
         return event_id if isinstance(event_id, str) else None
 
     async def log(
@@ -220,7 +222,7 @@ class Notifications:
         event_type: str | None = None,
         workflow_id: str | None = None,
         offset: int = 0,
-        limit: int = LOG_PAGE,
+        limit: int = MAX_LOG_ROWS,
     ) -> LogPage:
         """Read one page of the log.
 
@@ -236,18 +238,18 @@ class Notifications:
         Raises:
             ValueError: *limit* or *offset* is out of its range, or a time is not aware.
         """
-        if not 1 <= limit <= LOG_PAGE or offset < 0:
-            raise ValueError(f"limit must be from 1 to {LOG_PAGE}, and offset not below 0")
+        if not 1 <= limit <= MAX_LOG_ROWS or offset < 0:
+            raise ValueError(f"limit must be from 1 to {MAX_LOG_ROWS}, and offset not below 0")
         params = {"limit": str(limit), "offset": str(offset)}
         for name, time in (("startDate", since), ("endDate", until)):
             if time is not None:
                 if time.tzinfo is None:
                     raise ValueError("since and until must be aware times")
-                params[name] = iso(time)
+                params[name] = write_time(time)
         for name, value in (("eventType", event_type), ("workflowId", workflow_id)):
             if value is not None:
                 params[name] = value
-        data = await self._http.call("GET", "/logs", params=params, limit=MAX_LOG_ANSWER)
+        data = await self._api.call("GET", "/logs", params=params, limit=MAX_LOG_ANSWER)
         entries = tuple(map(_log_entry, _rows(data, "events")))
         pagination = data.get("pagination")
         known = pagination if isinstance(pagination, dict) else {}
@@ -291,8 +293,13 @@ async def open_notifications(
         ssl_context=ssl_context,
         allow_insecure=allow_insecure,
     )
-    async with open_http(api_key=read_key(key), settings=settings, wall_clock=_utc_now) as http:
-        yield Notifications(http)
+    async with open_api(api_key=read_key(key), settings=settings) as api:
+        yield Notifications(api)
+
+
+def find_websocket(channels: Iterable[Channel]) -> Channel | None:
+    """Find the channel that realtime clients receive from; a workspace has one at most."""
+    return next((channel for channel in channels if channel.is_websocket), None)
 
 
 def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
@@ -306,10 +313,6 @@ def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
     if not event_types:
         raise ConfigurationError("name at least one event type")
     return tuple(dict.fromkeys(event_types))
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _read(parse: Callable[[dict[str, object]], _T], data: dict[str, object]) -> _T:

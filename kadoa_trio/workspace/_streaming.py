@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from .._errors import ConfigurationError, RequestRefusedError, SetupError
-from ._notifications import WEBSOCKET, Channel, Notifications, Setting, check_event_types
+from ._notifications import WEBSOCKET, Channel, Notifications, Setting, check_event_types, find_websocket
 
 CHANNEL_NAME: Final = "Realtime (WebSocket)"
 """The name of a channel that is made here."""
@@ -116,7 +116,7 @@ async def plan_streaming(
     types = check_event_types(event_types)
     if isinstance(workflow_ids, str) or not all(isinstance(one, str) and one for one in workflow_ids):
         raise ConfigurationError("workflow_ids must be a collection of non-empty strings")
-    channel = next((one for one in await notifications.channels() if one.is_websocket), None)
+    channel = find_websocket(await notifications.channels())
     settings = await notifications.settings()
     steps: list[SetupStep] = []
     warnings: list[str] = []
@@ -211,11 +211,11 @@ async def _create_channel(notifications: Notifications, step: CreateChannel) -> 
         return await notifications.create_channel(step.name, WEBSOCKET)
     except RequestRefusedError as exc:
         refused = exc
-    # Somebody else may have made it meanwhile; a workspace has one only.
-    for channel in await notifications.channels():
-        if channel.is_websocket:
-            return channel
-    raise refused
+    # Another program may have made it meanwhile; a workspace has one only.
+    channel = find_websocket(await notifications.channels())
+    if channel is None:
+        raise refused
+    return channel
 
 
 async def _apply_to_setting(
