@@ -28,6 +28,7 @@ import trio.testing
 from _loopback import chain, everything_said, read_head, server_tls, serving, trusting_tls
 from _memory import MemoryServers
 
+from kadoa_trio import __version__
 from kadoa_trio._errors import (
     AttemptError,
     AuthenticationError,
@@ -144,6 +145,30 @@ async def test_request_is_the_documented_one() -> None:
     assert request.headers["x-api-key"] == KEY
     assert request.headers["content-type"] == "application/json"
     assert request.read() == b""
+
+
+async def test_every_request_names_the_client_and_those_with_the_key_as_the_sdks_do() -> None:
+    heads: dict[bytes, list[bytes]] = {}
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        while True:
+            lines = (await read_head(stream)).partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
+            heads[lines[0].split()[1]] = lines[1:]
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD))
+
+    async with serving(handler) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with opened(Settings(endpoints=Endpoints(public_api=url, realtime_api=url))) as client:
+            await client.fetch_token()
+            await client.call("GET", "/channels")
+            await client.acknowledge("e")
+    client_line = f"kadoa-trio/{__version__}".encode()
+    for lines in heads.values():
+        assert [line for line in lines if line.startswith(b"user-agent:")] == [b"user-agent: " + client_line]
+    token, call, acknowledgement = heads.values()
+    for lines in (token, call):
+        assert {b"x-sdk-language: python", b"x-sdk-version: " + client_line} < set(lines)
+    assert not any(line.startswith((b"x-sdk", b"x-api-key")) for line in acknowledgement)
 
 
 async def test_every_token_is_a_fresh_one_over_one_connection() -> None:
@@ -740,10 +765,3 @@ async def test_error_in_the_block_comes_out_bare() -> None:
     with pytest.raises(ZeroDivisionError):
         async with opened(mocked(saying(200, GOOD))):
             raise ZeroDivisionError
-
-
-def test_httpx_is_imported_in_one_module_only() -> None:
-    package = Path(__file__).parent.parent / "kadoa_trio"
-    users = [path.name for path in package.rglob("*.py") if "import httpx" in path.read_text()]
-    assert "_http.py" in users
-    assert [name for name in users if name != "_http.py" and not name.startswith("_sim")] == ["_http.py"][1:]

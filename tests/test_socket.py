@@ -36,6 +36,7 @@ from _loopback import (
     upgrade,
 )
 
+from kadoa_trio import __version__
 from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
 from kadoa_trio._net._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
 from kadoa_trio._redact import Secret
@@ -98,7 +99,7 @@ async def ends(opened: Socket) -> SocketEnd:
 # Opening.
 
 
-async def test_request_carries_path_token_and_host() -> None:
+async def test_request_carries_path_token_host_and_client() -> None:
     heads: list[bytes] = []
 
     async def handler(stream: trio.abc.Stream) -> None:
@@ -112,7 +113,12 @@ async def test_request_carries_path_token_and_host() -> None:
                 assert await opened.receive() == "hello"
             head = heads.pop().splitlines()
             assert head[0] == b"GET " + sent + b"?access_token=" + QUOTED.encode() + b" HTTP/1.1"
-            assert b"host: 127.0.0.1:%d" % port in [line.lower() for line in head]
+            fields = [line.lower() for line in head[1:]]
+            assert fields.count(b"host: 127.0.0.1:%d" % port) == 1
+            assert [line for line in fields if line.startswith(b"user-agent:")] == [
+                f"user-agent: kadoa-trio/{__version__}".encode()
+            ]
+            assert sum(line.startswith(b"sec-websocket-key:") for line in fields) == 1
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,7 @@ async def _establish(
     connection: trio_websocket.WebSocketConnection | None = None
     fault: Exception | None = None
     try:
+        # The logs of the reader, too, for as long as it runs: a task has the context of the one that starts it.
         with censored_logs(*reader.secrets), opening:
             try:
                 stream = await open_tcp(address, settings)
@@ -371,8 +372,7 @@ class _Reader:
     @trio.lowlevel.enable_ki_protection
     async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
         try:
-            with censored_logs(*self.secrets):
-                await async_fn(*args)
+            await async_fn(*args)
         except Exception as exc:
             self.fault = exc
         finally:
