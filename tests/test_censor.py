@@ -124,7 +124,7 @@ async def talk_in_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.sockets
-async def test_every_logger_that_speaks_during_requests_is_censored(
+async def test_every_logger_that_is_used_during_requests_is_censored(
     records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await talk_in_every_way(monkeypatch)

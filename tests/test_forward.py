@@ -99,20 +99,20 @@ class Endpoint:
 
 
 @pytest.mark.sockets
-async def test_only_2xx_is_done_and_failures_are_told() -> None:
+async def test_only_2xx_ends_the_attempts_and_each_failure_is_reported() -> None:
     endpoint = Endpoint(500, 404, 301, 0, 201)
-    told: list[FailedForward] = []
+    reported: list[FailedForward] = []
     async with serving(endpoint) as port:
         with trio.fail_after(60):
             async with open_forwarder(
-                f"http://127.0.0.1:{port}/?secret=word", retry=QUICK, timeout=0.5, on_failure=told.append
+                f"http://127.0.0.1:{port}/?secret=word", retry=QUICK, timeout=0.5, on_failure=reported.append
             ) as forwarder:
                 assert "word" not in repr(forwarder)
                 assert await forwarder.forward(event(1))
                 assert await forwarder.forward(event(2))
     assert endpoint.ids == ["e1"] * 5 + ["e2"]
-    assert [one.why for one in told] == ["HTTP 500", "HTTP 404", "HTTP 301", "no answer within 0.5 s"]
-    assert [one.attempt for one in told] == [1, 2, 3, 4]
+    assert [one.why for one in reported] == ["HTTP 500", "HTTP 404", "HTTP 301", "no answer within 0.5 s"]
+    assert [one.attempt for one in reported] == [1, 2, 3, 4]
     assert (forwarder.delivered, forwarder.failures, forwarder.dead) == (2, 4, 0)
 
 
@@ -164,7 +164,7 @@ async def put_aside(path: Path, *numbers: int) -> None:
 
 
 @pytest.mark.sockets
-async def test_torn_last_line_does_not_swallow_the_next_letter(tmp_path: Path) -> None:
+async def test_torn_last_line_does_not_damage_the_next_letter(tmp_path: Path) -> None:
     path = tmp_path / "dead"
     with trio.fail_after(60):
         await put_aside(path, 1)
@@ -193,7 +193,7 @@ async def test_many_letters_are_replayed(tmp_path: Path) -> None:
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("cut", range(6))
-async def test_replay_cut_at_any_letter_loses_none(tmp_path: Path, cut: int) -> None:
+async def test_replay_cancelled_at_any_letter_loses_none(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "dead"
     with trio.fail_after(60):
         await put_aside(path, 1, 2, 3, 4)
@@ -249,7 +249,7 @@ ODD_TYPES = ["größe", "a\r\nX-Evil: 1", "nul\0", " spaces ", "two words", "", 
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("event_type", ODD_TYPES, ids=ascii)
-async def test_type_that_cannot_stand_in_a_header_is_posted(event_type: str) -> None:
+async def test_type_that_a_header_cannot_hold_is_posted_encoded(event_type: str) -> None:
     heads: list[bytes] = []
 
     async def handler(stream: trio.abc.Stream) -> None:

@@ -1,8 +1,8 @@
-"""The token request: what every answer means, that nothing hangs, and that the key stays inside.
+"""Requests: the meaning of every answer, limits of time and size, and the API key in no error and no log.
 
-Answers come from httpx's mock transport where only their meaning matters, from
-real servers on the loopback interface where the wire matters. After every
-test: the key is in no log record of any logger at any level.
+Answers come from httpx's mock transport if only their meaning matters, and from
+real servers on the loopback interface if the bytes matter. After every test, no
+log record of any logger at any level has the key.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def assert_no_secret(text: str) -> None:
 
 
 def assert_clean(error: BaseException) -> None:
-    """Nothing that the error keeps alive says the key, or is an exception of a library underneath."""
+    """Fail if the error, or an exception that it refers to, shows the key or belongs to a library underneath."""
     assert_no_secret(everything_said(error))
     for one in chain(error):
         assert isinstance(one, (KadoaError, ForeignError)), one
@@ -128,7 +128,7 @@ def answering(data: bytes) -> Callable[[trio.abc.Stream], Any]:
     return handler
 
 
-# --- what is asked, and a good answer ---
+# --- the requests, and a success ---
 
 
 async def test_request_is_the_documented_one() -> None:
@@ -203,25 +203,25 @@ def test_token_and_client_hide_their_secrets() -> None:
     )
 
 
-# --- what answers mean ---
+# --- the meaning of answers ---
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_refused_key_is_the_accounts_fault(status: int) -> None:
+async def test_401_and_403_are_an_authentication_error(status: int) -> None:
     error = await failure(mocked(saying(status, b'{"error": "no such key"}')))
     assert isinstance(error, AuthenticationError)
     assert (error.step, error.status, error.server_message) == ("token", status, "no such key")
 
 
 @pytest.mark.parametrize("status", [400, 402, 404, 405, 409, 410, 418, 422, 451, 499])
-async def test_other_4xx_is_final(status: int) -> None:
+async def test_every_other_4xx_is_a_refused_request(status: int) -> None:
     error = await failure(mocked(saying(status, b'{"message": "not like this"}')))
     assert isinstance(error, RequestRefusedError)
     assert (error.status, error.server_message) == (status, "not like this")
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599, 300, 301, 302, 304, 307])
-async def test_everything_else_may_pass(status: int) -> None:
+async def test_every_other_status_is_an_attempt_error(status: int) -> None:
     error = await failure(mocked(saying(status, b"busy", retry_after="7")))
     assert type(error) is AttemptError
     assert (error.step, error.status, error.retry_after) == ("token", status, 7.0)
@@ -307,13 +307,13 @@ async def test_retry_after_date_is_measured_against_the_given_clock() -> None:
         (b'{"message": "the key ' + KEY[:14].encode() + b'... is wrong"}', "the key [secret]... is wrong"),
     ],
 )
-async def test_words_of_the_server_are_made_safe(body: bytes, shown: str) -> None:
+async def test_message_of_the_server_is_made_safe(body: bytes, shown: str) -> None:
     error = await failure(mocked(saying(401, body)))
     assert isinstance(error, AuthenticationError)
     assert error.server_message == shown
 
 
-def test_cut_never_uncovers_a_secret() -> None:
+def test_cutting_a_text_shows_no_part_of_a_secret() -> None:
     for padding in range(20, 60):
         assert_no_secret(presentable("x" * padding + KEY, 64, Secret(KEY)))
     assert censor("", Secret(KEY)) == ""
@@ -393,7 +393,7 @@ async def test_broken_answer_is_an_attempt(data: bytes) -> None:
     assert error.reason
 
 
-# --- nothing hangs, nothing grows ---
+# --- limits of time and size ---
 
 
 @pytest.mark.parametrize("stage", ["never answers", "body never comes", "drips the head", "drips the body"])
@@ -492,12 +492,12 @@ async def test_compressed_refusal_is_known_by_its_status() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["identity", "", " Identity ,"])
-async def test_uncompressed_answer_may_say_so(encoding: str) -> None:
+async def test_uncompressed_answer_may_have_a_content_encoding(encoding: str) -> None:
     async with opened(mocked(saying(200, GOOD, content_encoding=encoding))) as client:
         assert (await client.fetch_token()).team_id == "team-1"
 
 
-async def test_compressed_success_of_a_request_without_an_answer_is_a_success() -> None:
+async def test_compressed_answer_to_an_acknowledgement_is_a_success() -> None:
     body = CountedBody(bomb(1_000_000))
 
     def answer(_request: httpx.Request) -> httpx.Response:
@@ -543,7 +543,7 @@ async def test_redirect_is_not_followed() -> None:
     assert visits == []
 
 
-async def test_cancelling_lets_go_at_once_and_the_client_still_works() -> None:
+async def test_cancelled_request_ends_at_once_and_the_client_still_works() -> None:
     waiting = trio.Event()
     gone = trio.Event()
 
@@ -633,7 +633,7 @@ async def test_cancelled_request_leaves_no_generator_to_the_garbage_collector(
     assert [str(one.message) for one in recwarn] == []
 
 
-# --- the way to the endpoints ---
+# --- proxies and certificates ---
 
 
 async def refuse_to_be_asked(stream: trio.abc.Stream) -> None:
@@ -643,7 +643,7 @@ async def refuse_to_be_asked(stream: trio.abc.Stream) -> None:
 @pytest.mark.sockets
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_loopback_is_reached_directly_whatever_proxy_is_named(
+async def test_loopback_is_reached_directly_with_any_proxy_in_the_environment(
     monkeypatch: pytest.MonkeyPatch, variable: str, host: str
 ) -> None:
     data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
@@ -656,7 +656,7 @@ async def test_loopback_is_reached_directly_whatever_proxy_is_named(
 
 
 @pytest.mark.sockets
-async def test_other_hosts_go_through_the_proxy_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_hosts_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
 
     async def proxy(stream: trio.abc.Stream) -> None:
@@ -672,7 +672,7 @@ async def test_other_hosts_go_through_the_proxy_that_is_named(monkeypatch: pytes
     assert isinstance(error, AttemptError)
 
 
-async def test_proxy_is_not_looked_at_for_loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_is_not_read_if_all_endpoints_are_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://unusable")
     local = "http://[::1]:1"
     async with opened(Settings(endpoints=Endpoints(public_api=local, realtime_api=local, websocket="ws://[::1]:1"))):
@@ -705,7 +705,7 @@ async def test_unusable_certificates_of_the_environment_are_a_configuration_erro
     assert_clean(caught.value)
 
 
-# --- secrets, and what cannot be opened ---
+# --- secrets, and clients that cannot be opened ---
 
 
 async def test_key_that_the_server_repeats_is_censored_in_the_logs(logs: pytest.LogCaptureFixture) -> None:
@@ -713,7 +713,7 @@ async def test_key_that_the_server_repeats_is_censored_in_the_logs(logs: pytest.
     async with serving(answering(data)) as port:
         await failure(plain(port))
     said = "\n".join(record.getMessage() for record in logs.records)
-    # The records are there, so their silence about the key means something.
+    # The records exist, so that the search for the key means something.
     assert "X-Echo" in said
     assert "[secret]" in said
     assert_no_secret(said)
@@ -727,7 +727,7 @@ async def test_records_outside_of_our_requests_pass_untouched(logs: pytest.LogCa
 
 
 @pytest.mark.parametrize("key", ["", " ", f" {KEY}", f"{KEY}\n", f"{KEY}\r\nx: y", f"{KEY}é", f"{KEY}\x00"])
-async def test_key_that_cannot_stand_in_a_header_is_refused_unseen(key: str) -> None:
+async def test_key_that_a_header_cannot_hold_is_refused_and_not_shown(key: str) -> None:
     given = Secret(key)
     del key  # the traceback shows this frame, too
     with pytest.raises(ConfigurationError) as caught:

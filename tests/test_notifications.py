@@ -73,7 +73,7 @@ async def test_channels_and_settings_are_read_and_made() -> None:
         assert "workflow_failed" in await notifications.event_types()
 
 
-async def test_test_event_comes_over_the_socket(autojump_clock: Any, pair: Any) -> None:
+async def test_test_event_arrives_on_the_socket(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime), open_notifications(kadoa.api_key, endpoints=kadoa.endpoints) as api:
         event_id = await api.send_test("workflow_failed", workflow_id="wf_5")
         event = await realtime.events.receive()
@@ -186,7 +186,7 @@ async def test_odd_field_is_named_by_its_path() -> None:
 @pytest.mark.parametrize(
     "shape", ['{"channels":["c1","c2"]}', '{"channels":[{"id":"c1"},{"id":"c2"}]}', '{"channelIds":["c1","c2"]}']
 )
-async def test_channels_of_a_setting_are_read_however_they_are_told(shape: str) -> None:
+async def test_channels_of_a_setting_are_read_in_every_shape(shape: str) -> None:
     async with workspace() as (kadoa, notifications):
         row = {"id": "s", "eventType": "workflow_failed", **json.loads(shape)}
         kadoa.faults.api_body = json.dumps({"data": {"settings": [row]}}).encode()
@@ -196,7 +196,7 @@ async def test_channels_of_a_setting_are_read_however_they_are_told(shape: str) 
 
 async def test_setting_with_unknown_channels_is_not_overwritten() -> None:
     async with workspace() as (_kadoa, notifications):
-        with pytest.raises(ValueError, match="channels are not known"):
+        with pytest.raises(ValueError, match="channels of the setting are not known"):
             await notifications.update_setting(Setting(id="s", event_type="workflow_failed"), enabled=True)
 
 
@@ -224,7 +224,7 @@ async def test_plan_for_a_new_workspace_makes_everything_and_then_nothing() -> N
         assert again.warnings == ()
 
 
-async def test_plan_keeps_the_channels_that_a_setting_has() -> None:
+async def test_plan_leaves_the_other_channels_of_a_setting() -> None:
     async with workspace(empty=True) as (kadoa, notifications):
         mail = kadoa.workspace.add_channel("EMAIL")
         kadoa.workspace.add_setting("workflow_failed", [mail], "wf_1")
@@ -239,7 +239,7 @@ async def test_plan_keeps_the_channels_that_a_setting_has() -> None:
         assert kadoa.workspace.streams("workflow_failed", "wf_2")
 
 
-async def test_disabled_setting_is_left_alone_unless_asked() -> None:
+async def test_disabled_setting_stays_disabled_without_enable() -> None:
     async with workspace() as (kadoa, notifications):
         setting = kadoa.workspace.find("workflow_failed", None)
         assert setting is not None
@@ -253,7 +253,7 @@ async def test_disabled_setting_is_left_alone_unless_asked() -> None:
         assert setting["enabled"] is True
 
 
-async def test_workflow_that_hides_the_workspace_is_named() -> None:
+async def test_workflow_whose_setting_replaces_the_workspaces_is_named() -> None:
     async with workspace() as (kadoa, notifications):
         mail = kadoa.workspace.add_channel("EMAIL")
         kadoa.workspace.add_setting("workflow_failed", [mail], "wf_77")
@@ -262,7 +262,7 @@ async def test_workflow_that_hides_the_workspace_is_named() -> None:
         assert "wf_77" in plan.warnings[0]
 
 
-async def test_somebody_else_was_faster() -> None:
+async def test_channel_and_setting_that_others_make_meanwhile_are_used() -> None:
     async with workspace(empty=True) as (kadoa, notifications):
         plan = await plan_streaming(notifications, ["workflow_failed"])
         other = kadoa.workspace.add_channel("WEBSOCKET")
@@ -287,7 +287,7 @@ async def test_template_and_refusals_are_explained() -> None:
 
 
 @pytest.mark.parametrize("events", [[], "workflow_failed", [""], [5]])
-async def test_odd_event_types_are_refused_before_anything_is_asked(events: Any) -> None:
+async def test_odd_event_types_are_refused_before_any_request(events: Any) -> None:
     async with workspace() as (kadoa, notifications):
         kadoa.faults.api_status = 500
         with pytest.raises(ConfigurationError):
@@ -307,18 +307,18 @@ def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
     return {step.name: step.verdict.value for step in diagnosis.steps}
 
 
-async def test_healthy_kadoa_is_well(autojump_clock: Any) -> None:
-    told: list[DiagnosisStep] = []
+async def test_healthy_kadoa_passes_every_step(autojump_clock: Any) -> None:
+    reported: list[DiagnosisStep] = []
     async with open_simulated_kadoa() as kadoa:
-        diagnosis = await diagnose(kadoa.api_key, endpoints=kadoa.endpoints, on_step=told.append)
+        diagnosis = await diagnose(kadoa.api_key, endpoints=kadoa.endpoints, on_step=reported.append)
         assert diagnosis.ok
         assert diagnosis.first_failure is None
-        assert tuple(told) == diagnosis.steps
+        assert tuple(reported) == diagnosis.steps
         found = verdicts(diagnosis)
         assert {found[name] for name in ("dns", "tcp", "tls")} == {"skipped"}
         assert {found[name] for name in NAMES if name not in ("dns", "tcp", "tls")} == {"ok"}
         assert kadoa.workspace.tests == [("workflow_finished", None)]
-        assert not any(kadoa.api_key in step.detail + step.advice for step in told)
+        assert not any(kadoa.api_key in step.detail + step.advice for step in reported)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ async def test_healthy_kadoa_is_well(autojump_clock: Any) -> None:
         ({"token_status": 429}, "token", "Too many requests"),
         ({"token_hang": True}, "token", "no answer within 10 s"),
         ({"api_status": 500}, "channel", "HTTP 500"),
-        ({"handshake_status": 401}, "handshake", "both endpoints are of one Kadoa"),
+        ({"handshake_status": 401}, "handshake", "both endpoints belong to the same Kadoa"),
         ({"handshake_status": 502}, "handshake", "status page"),
         ({"handshake_hang": True}, "handshake", "no answer within 10 s"),
         ({"accept_then_close": 1008}, "heartbeat", "ended the connection with 1008: simulated"),
@@ -349,7 +349,7 @@ async def test_fault_is_found_at_its_step(autojump_clock: Any, faults: dict[str,
         assert words in failure.detail + failure.advice
 
 
-async def test_workspace_without_channel_or_events_is_told_apart(autojump_clock: Any) -> None:
+async def test_missing_channel_and_missing_event_types_are_different_findings(autojump_clock: Any) -> None:
     async with open_simulated_kadoa() as kadoa:
         kadoa.workspace.settings.clear()
         failure = (await diagnose(kadoa.api_key, endpoints=kadoa.endpoints, test_event=None)).first_failure
@@ -378,7 +378,7 @@ async def test_event_with_another_id_than_the_api_named_is_a_warning(autojump_cl
 
 
 @pytest.mark.parametrize("key", ["", "with space ", "ключ", "line\n"])
-async def test_unusable_key_still_shows_whether_the_way_is_free(
+async def test_unusable_key_does_not_stop_the_network_steps(
     key: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
 ) -> None:
     monkeypatch.setenv("KADOA_API_KEY", key)
@@ -414,7 +414,7 @@ async def socket_in_tls(stream: trio.abc.Stream) -> None:
 
 
 @pytest.mark.sockets
-async def test_tls_is_looked_at() -> None:
+async def test_tls_step_names_the_authority_or_the_fault() -> None:
     tls = server_tls("localhost")
     async with serving(kadoa_in_tls, tls=tls) as api, serving(socket_in_tls, tls=tls) as ws:
         endpoints = Endpoints(public_api=f"https://localhost:{api}", websocket=f"wss://localhost:{ws}")
@@ -433,7 +433,7 @@ async def test_tls_is_looked_at() -> None:
 
 
 @pytest.mark.sockets
-async def test_blocked_websocket_is_told_from_a_refused_key() -> None:
+async def test_blocked_websocket_fails_at_tcp_and_not_at_the_token() -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     closed = listeners[0].socket.getsockname()[1]
     await listeners[0].aclose()
@@ -450,7 +450,7 @@ async def test_blocked_websocket_is_told_from_a_refused_key() -> None:
 
 
 @pytest.mark.sockets
-async def test_blocked_api_is_not_taken_for_the_websocket() -> None:
+async def test_blocked_api_fails_at_the_token_with_the_apis_address() -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     closed = listeners[0].socket.getsockname()[1]
     await listeners[0].aclose()
@@ -464,7 +464,7 @@ async def test_blocked_api_is_not_taken_for_the_websocket() -> None:
 
 
 @pytest.mark.sockets
-async def test_page_instead_of_an_upgrade_is_found() -> None:
+async def test_html_page_instead_of_an_upgrade_fails_the_handshake() -> None:
     async def page(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>")

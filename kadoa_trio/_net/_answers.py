@@ -17,7 +17,7 @@ from .._exits import leaves
 from .._redact import Secret, presentable
 
 REFUSAL_GRACE: Final = 1.0
-"""Maximum time to wait for the body of a refusal, in seconds: its status has said what matters."""
+"""Maximum time to wait for the body of a refusal, in seconds. The status, which matters, is known before."""
 _TEMPORARY_4XX: Final = frozenset({408, 425, 429})
 
 
@@ -27,7 +27,7 @@ def refusal(step: Step, status: int, message: str, retry_after: float | None, *,
     Args:
         step: what was asked for.
         status: the HTTP status, from 300 on.
-        message: what the server said about it.
+        message: the server's message.
         retry_after: the delay that the server asked for, in seconds.
         final: whether a status can mean that repeating the request is of no use.
     """
@@ -71,13 +71,13 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
 
 def server_message(body: bytes, *secrets: Secret) -> str:
-    """Find what a refusal says in words, made safe to show. Maximum 200 characters."""
+    """Find the message in the body of a refusal, made safe to show. Maximum 200 characters."""
     message: object = None
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
         text = body[:1000].decode(errors="replace").strip()
-        # A gateway's HTML page says nothing that its status has not said.
+        # A gateway's HTML page adds nothing to the status.
         message = "" if text.startswith("<") else text
     for key in ("error", "message", "detail", "error_description"):
         if isinstance(message, dict) and key in message:

@@ -182,7 +182,7 @@ def _parse_token(body: bytes, api_key: Secret) -> Token | None:
 
 def _parse_object(body: bytes) -> dict[str, object] | None:
     try:
-        answer = parse_json(body) if body else {}  # some calls have nothing to say
+        answer = parse_json(body) if body else {}  # the answers of some calls are empty
     except (ValueError, RecursionError):
         return None
     if isinstance(answer, dict) and "data" in answer:

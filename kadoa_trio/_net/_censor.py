@@ -7,8 +7,8 @@ censored, whatever its logger is called. So another library underneath is
 covered, too.
 
 Records are censored where they are made, in the factory of records
-(`logging.setLogRecordFactory`, which is meant to be chained). Filters would not
-do: a filter on a logger does not see the records of its children, and a filter
+(`logging.setLogRecordFactory`, which is meant to be chained). Filters are not
+enough: a filter on a logger does not see the records of its children, and a filter
 on a handler is missing from the handlers that a program adds later. Records
 from anywhere else pass untouched.
 """
@@ -51,7 +51,7 @@ def censored_logs(*secrets: Secret) -> Iterator[None]:
     """Keep *secrets* out of every log record that this task, and tasks that it starts, make in the block."""
     factory = logging.getLogRecordFactory()
     if not isinstance(factory, _CensoringFactory):
-        # It stays: to take it out later could take out the factory of a program that was set meanwhile.
+        # It is never taken out, because that could take out a factory that a program has set meanwhile.
         logging.setLogRecordFactory(_CensoringFactory(factory))
     reset = _in_use.set(secrets)
     try:

@@ -1,10 +1,10 @@
 """One HTTP request, its limits and its refusals: the only module that imports httpx.
 
-The TLS context stands here, too: it is httpx's, and the WebSocket uses the
-same, so that both trust the same authorities.
+The default TLS context is made here, too: it is httpx's, and the WebSocket uses
+the same, so that both trust the same authorities.
 
 httpx's exceptions hold the request and with it the API key, so none of them is
-kept or chained. What its loggers say during a request is censored.
+kept or chained. What is logged during a request is censored.
 
 No answer is ever decompressed: each request asks for an uncompressed answer,
 and one that is compressed anyway is not read.
@@ -57,7 +57,7 @@ USER_AGENT: Final = f"kadoa-trio/{__version__}"
 MAX_ANSWER: Final = 64 * 1024
 """Maximum length of an answer that is read, in bytes, unless a call has its own. Documented ones have a few hundred."""
 _RECENT_SECRETS: Final = 8
-"""Maximum number of secrets that servers have given and that are kept out of texts: the newest ones."""
+"""Maximum number of secrets from servers that are kept out of texts. The newest ones count."""
 
 
 def utc_now() -> datetime:
@@ -76,11 +76,11 @@ class HttpClient:
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """What a server may repeat: the secrets that it is sent, proxy credentials, the newest it has given."""
+        """What a server may repeat: the secrets that requests hold, proxy credentials, and the newest that servers gave."""
         return (*self._secrets, *self._recent)
 
     def remember(self, secret: Secret) -> None:
-        """Keep a secret that a server has given out of logs and errors, until a few newer ones are known."""
+        """Keep *secret*, which a server gave, out of logs and errors until `_RECENT_SECRETS` newer ones are known."""
         self._recent.append(secret)
 
     def censor(self, text: str) -> str:
@@ -237,7 +237,7 @@ class Answer:
         if self.status >= 300:
             grace.deadline = trio.current_time() + REFUSAL_GRACE
         with grace:
-            # As it was sent: httpx's own methods decompress, without a limit.
+            # The stream itself, because httpx's own methods decompress, without a limit.
             async for chunk in cast("AsyncIterable[bytes]", response.stream):
                 self.body += chunk[: self.limit - len(self.body)]
                 if len(self.body) >= self.limit:
@@ -307,7 +307,7 @@ async def open_http(
         ConfigurationError: the proxy or the certificates that the environment names cannot be used.
     """
     if transport is not None or not secure:
-        # Loading the certificate authorities takes some 30 ms; this context trusts nobody and takes none.
+        # Loading the certificate authorities takes about 30 ms. This context loads none and trusts no server.
         ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     else:
         ssl_context = ssl_context or default_ssl_context()
@@ -318,7 +318,7 @@ async def open_http(
     try:
         yield HttpClient(client, (*secrets, *proxy_secrets()), wall_clock)
     finally:
-        # Shielded: a Cancelled from in here would stand in for the exception of the caller's block.
+        # Shielded, because a Cancelled from here would replace the exception of the caller's block.
         await clean_up(trio.current_time() + CLOSE_TIMEOUT, client.aclose)
 
 
@@ -334,7 +334,7 @@ def _make_client(
             trust_env=not direct,
             # None is httpx's own transport without a proxy; a host is more specific than a scheme, and wins.
             mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None for host in local},
-            # No cookie is kept: nothing needs one, and a jar that only grows ends in a 431.
+            # No cookie is kept, because no endpoint needs one and a jar that only grows ends in HTTP 431.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             follow_redirects=False,
             timeout=None,  # noqa: S113  # our own, around the whole request
@@ -357,7 +357,7 @@ def default_ssl_context() -> ssl.SSLContext:
     why = ""
     try:
         if not file and directory:
-            os.listdir(directory)  # OpenSSL takes one that is not there, and then trusts nobody
+            os.listdir(directory)  # OpenSSL accepts a missing directory, and then trusts no server
         context = httpx.create_ssl_context()
     except OSError as exc:  # ssl.SSLError is one
         why = describe(exc)
@@ -379,6 +379,6 @@ def secret_of_query(url: Secret) -> Secret:
 
     query = urlsplit(url.reveal()).query
     also = [value for _name, value in parse_qsl(query)]
-    with contextlib.suppress(httpx.InvalidURL, UnicodeError):  # the request will say so
+    with contextlib.suppress(httpx.InvalidURL, UnicodeError):  # the request will fail with this
         also.append(httpx.URL(url.reveal()).query.decode("ascii"))
     return Secret(query, *also)

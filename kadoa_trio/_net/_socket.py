@@ -2,16 +2,15 @@
 
 The library's own ``open_websocket`` is not used, because it does not bound
 a server that never answers the upgrade, loses the status of a refusal and the
-cause of a bad certificate, and hangs on leaving when the peer keeps TCP open.
+cause of a bad certificate, and hangs on leaving when the server leaves TCP open.
 What is used is ``wrap_client_stream``, over a stream and in a nursery that are
 ours:
 
-* the stream is watched, so that we know what the library does not tell (the
-  status line of a refusal, the cause of a broken stream, who sent a close
-  frame), and closed by us, by force in the end;
-* in place of the nursery the library gets a small object that starts its
-  reader task and notices its end. The reader's errors end the socket and
-  nothing else.
+* `_WatchedStream` records what the library does not report (the status line of
+  a refusal, the cause of a broken stream, which side sent a close frame), and
+  we close it, by force in the end;
+* instead of a nursery the library gets a `_Reader`, which starts its reader task
+  and notices its end. An error of the reader ends the socket only.
 
 What surfaces from ``async with open_socket(...)``:
 
@@ -68,12 +67,12 @@ from ._proxy import proxy_secrets
 _Args = TypeVarTuple("_Args")
 
 _RECEIVE_BUFFER: Final = 256 * 1024
-# Small while the handshake lasts: a refusal's body may come in pieces of a byte, each an event of the library.
+# Small during the handshake: a refusal's body may come in pieces of a byte, each of which is an event of the library.
 _HANDSHAKE_BUFFER: Final = 4 * 1024
 _MAX_HEAD: Final = 32 * 1024
 """Maximum bytes of the answer to the upgrade that are read, with the body of a refusal."""
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")  # as h11 finds the end of a head
-# The library handles all frames of what it is given at once, mostly without a checkpoint, at some 25 µs each.
+# The library handles all frames of a piece at once, mostly without a checkpoint, at about 25 µs each.
 _FRAMES_AT_ONCE: Final = 64
 _MAX_FRAME_HEADER: Final = 10
 _MAX_REASON: Final = 123
@@ -81,7 +80,7 @@ _HEADERS: Final = f"User-Agent: {USER_AGENT}\r\n".encode()
 _HTTP: Final = b"HTTP/"
 _ABNORMAL: Final = 1006
 _TOO_LARGE: Final = 1009
-# The codes of wsproto's own for a frame that breaks the protocol.
+# Codes that wsproto sets itself for a frame that breaks the protocol.
 _MADE_UP: Final = frozenset({1002, 1007})
 _ANSWER_GRACE: Final = 0.1
 # A client's close frame: the last fragment of opcode 8.
@@ -103,17 +102,17 @@ class EndKind(enum.Enum):
 
 @attrs.frozen
 class SocketEnd:
-    """How, and with what words, a socket ended."""
+    """How a socket ended, and why."""
 
     kind: EndKind
     code: int | None = None
-    """The close code; 1005 stands for a close frame without one."""
+    """The close code; 1005 means a close frame without one (RFC 6455, section 7.4.1)."""
     reason: str = ""
-    """What the server, or the system, said about it: at most 123 printable characters."""
+    """The reason of the server or of the system. Maximum 123 printable characters."""
 
 
 class SocketEnded(Exception):
-    """The socket has ended; there is nothing more to receive from it.
+    """The socket has ended, and everything that came before its end was received.
 
     Attributes:
         end: how it ended.
@@ -137,16 +136,16 @@ async def open_socket(
     """Open a WebSocket, within ``handshake_timeout``; leaving closes it.
 
     Leaving takes no longer than `CLOSE_TIMEOUT`, cancelled or not, and leaves
-    neither a task nor an open stream. See the module for what surfaces.
+    neither a task nor an open stream. The module's docstring lists what surfaces.
 
     Args:
         url: a ``ws`` or ``wss`` URL without a query.
         token: the access token. It goes into the query of the request.
         settings: the client's options.
-        on_bytes: called as bytes of messages arrive, with their number: those
-            of frame headers, pings and pongs do not count. It must not raise.
+        on_bytes: called with the number of bytes of messages as they arrive.
+            Frame headers, pings and pongs do not count. It must not raise.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
-        also: what else is kept out of texts, such as earlier tokens.
+        also: other secrets that texts must not show, such as earlier tokens.
 
     Raises:
         AuthenticationError: the upgrade was answered with 401 or 403.
@@ -187,41 +186,41 @@ class Socket:
             return
         if self._closed:
             raise trio.ClosedResourceError
-        # The reader may be just about to answer a close frame, so that not having answered proves nothing here.
+        # `answered` cannot be read from the stream here: the reader may be about to answer a close frame.
         raise SocketEnded(self._end(answered=True))
 
     async def receive(self) -> str | bytes:
-        """Receive the next message. Being cancelled loses none.
+        """Receive the next message. Cancellation loses none.
 
         Raises:
             SocketEnded: everything has been received, and the socket has ended.
             trio.ClosedResourceError: we have closed it.
         """
-        try:  # once for every message: contextlib.suppress would cost as much as decoding it
+        try:  # not contextlib.suppress, which would cost as much as decoding the message
             return await self._connection.get_message()
         except trio_websocket.ConnectionClosed:
             pass
-        # Outside of the handler: the library's error holds the server's words as they came.
+        # Outside of the handler, because the library's error holds the server's text uncensored.
         if self._closed:
             raise trio.ClosedResourceError
         if self._connection.closed is None:
-            # The reader is failing, and is a step away from having said why.
+            # The reader is failing, and sets `fault` in its next step.
             await self._reader.ended.wait()
         if self._connection.closed is not None and self._connection.closed.code in _MADE_UP:
-            # An invalid frame, or a real close frame that the reader is a step away from answering.
+            # Either an invalid frame, or a real close frame that the reader answers in its next step.
             with trio.move_on_after(_ANSWER_GRACE):
                 await self._reader.ended.wait()
         raise SocketEnded(self._end(answered=self._stream.close_sent))
 
     async def aclose(self) -> None:
-        """Close the socket: politely for `CLOSE_TIMEOUT`, then by force. Closing twice is fine."""
+        """Close the socket: by a closing handshake of maximum `CLOSE_TIMEOUT`, then by force. May be called twice."""
         self._closed = True
-        polite = trio.move_on_after(CLOSE_TIMEOUT)
+        handshake = trio.move_on_after(CLOSE_TIMEOUT)
         try:
             if not self._reader.ended.is_set():
-                with polite:
-                    self._reader.on_end = polite
-                    # A ping that comes meanwhile makes the library fail, for one. The stream is closed below anyway.
+                with handshake:
+                    self._reader.on_end = handshake
+                    # The library fails if a ping comes meanwhile, for example. The stream is closed below in any case.
                     with contextlib.suppress(Exception):
                         await self._connection.aclose()
         finally:
@@ -232,13 +231,13 @@ class Socket:
         closed, fault = self._connection.closed, self._reader.fault
         secrets = self._reader.secrets
         if self._stream.close_code == _TOO_LARGE and (closed is None or closed.code != _TOO_LARGE):
-            # The server's own close frame has crossed ours: the message is lost in any case.
+            # Even if the server's own close frame has crossed ours: the message is lost.
             return SocketEnd(EndKind.TOO_LARGE, _TOO_LARGE, self._too_large)
         if closed is not None and closed.code != _ABNORMAL:
             reason = presentable(closed.reason or "", _MAX_REASON, *secrets)
             if closed.code == _TOO_LARGE and closed.reason == self._too_large:
                 return SocketEnd(EndKind.TOO_LARGE, closed.code, reason)
-            # For an invalid frame the library makes up a close event, and unlike a real one does not answer it.
+            # For an invalid frame the library makes a close event of its own, which it does not answer.
             real = answered or closed.code not in _MADE_UP
             return SocketEnd(EndKind.CLOSED if real else EndKind.PROTOCOL, closed.code, reason)
         if closed is None and fault is not None:
@@ -285,9 +284,9 @@ async def _establish(
                     cast("trio.Nursery", reader),
                     cast("trio.SocketStream", watched),
                     address.host_header,
-                    # Never bound to a name: what is raised here shows this frame.
+                    # Never bound to a name, because a traceback shows the names of this frame.
                     f"{path}?access_token={quote(token.reveal(), safe='')}",
-                    # Nothing waits in the library: on a message that is too large it drops what it holds.
+                    # No queue in the library, because it drops the queue when a message is too large.
                     message_queue_size=0,
                     max_message_size=settings.max_message_size,
                     receive_buffer_size=_RECEIVE_BUFFER,
@@ -298,7 +297,7 @@ async def _establish(
         if connection is None and stream is not None:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
-    # Raised from here, outside of every ``except``: the originals may hold the token.
+    # Raised outside of every ``except``, because the originals may hold the token.
     if fault is not None:
         raise AttemptError(step, describe(fault, *reader.secrets)) from scrubbed(fault, *reader.secrets)
     if connection is None or watched is None:
@@ -311,7 +310,7 @@ async def _establish(
 
 
 def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Callable[[], datetime]) -> KadoaError:
-    """Say why the upgrade did not happen, from what was received and what the reader made of it."""
+    """Make the error for an upgrade that failed, from what was received and from the reader's fault."""
     answer = _parse_head(bytes(stream.head))
     if answer is not None and answer[0] != 101:
         status, headers, body = answer
@@ -337,7 +336,7 @@ def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Call
 
 
 def _parse_head(head: bytes) -> tuple[int, http.client.HTTPMessage, bytes] | None:
-    """Take status, headers and the beginning of the body from the bytes of an HTTP answer, if that is what they are."""
+    """Return status, headers and the beginning of the body of an HTTP answer; None if the bytes are no whole head."""
     match = re.match(rb"HTTP/1\.[01] ([1-5]\d\d)[^\r\n]*\r?\n", head)
     blank = _BLANK_LINE.search(head)
     if match is None or blank is None:
@@ -351,20 +350,20 @@ def _parse_head(head: bytes) -> tuple[int, http.client.HTTPMessage, bytes] | Non
 
 @attrs.define(eq=False)
 class _Reader:
-    """Stands in for the nursery that trio-websocket wants, for its reader task.
+    """Runs trio-websocket's reader task; given to the library instead of a nursery.
 
     In a real nursery, a reader that fails (a refused upgrade, a frame that
-    does not parse, a ping while we close) would take the nursery down with
-    it; and one that ends before the upgrade would leave its opener waiting.
+    does not parse, a ping while we close) would cancel the whole nursery, and
+    one that ends before the upgrade would leave its opener waiting.
     """
 
     _nursery: trio.Nursery = attrs.field(repr=False)
     secrets: tuple[Secret, ...] = attrs.field(repr=False)
     on_end: trio.CancelScope = attrs.field(repr=False)
-    """What waits for the reader at present; cancelled when the reader ends."""
+    """The scope that is cancelled when the reader ends."""
     ended: trio.Event = attrs.field(factory=trio.Event, repr=False)
     fault: Exception | None = attrs.field(default=None, repr=False)
-    """The library's error; a server may have put the token into it."""
+    """The library's error. It may hold the token, if the server repeated it."""
 
     def start_soon(self, async_fn: Callable[[*_Args], Awaitable[object]], *args: *_Args, name: object = None) -> None:
         self._nursery.start_soon(self._run, async_fn, args, name="kadoa_trio socket reader")
@@ -381,7 +380,7 @@ class _Reader:
 
 
 class _FrameCounter:
-    """Follows the headers of the frames that arrive (RFC 6455, section 5.2), and counts."""
+    """Counts frames, fragments and bytes of messages, from the frame headers that arrive (RFC 6455, section 5.2)."""
 
     def __init__(self) -> None:
         self.too_many = False
@@ -389,7 +388,7 @@ class _FrameCounter:
         self.payload = 0
         """Bytes of messages in the last piece."""
         self._header = b""
-        # What is left of the payload of the current frame.
+        # Bytes of the current frame's payload that are still to come.
         self._left = 0
         self._is_message = False
         self._fragments = 0
@@ -412,7 +411,7 @@ class _FrameCounter:
         return end
 
     def _begin(self, data: bytes | bytearray, start: int) -> int:
-        """Read the header at *start*, or what is there of it, and return its end."""
+        """Read the header at *start*, or the part of it that has arrived, and return its end."""
         known = len(self._header)
         header = self._header + data[start : start + _MAX_FRAME_HEADER - known]
         length = header[1] & 0x7F if len(header) > 1 else 0
@@ -435,9 +434,9 @@ class _FrameCounter:
 
 @attrs.define(eq=False, repr=False)
 class _WatchedStream(trio.abc.Stream):
-    """The stream that trio-websocket is given; it remembers what the library does not tell.
+    """The stream that trio-websocket gets. It records what the library does not report.
 
-    It has no repr of its own: what a server has sent may hold the token.
+    No repr shows its fields, because what a server has sent may hold the token.
     """
 
     _inner: trio.abc.Stream
@@ -450,22 +449,22 @@ class _WatchedStream(trio.abc.Stream):
     """None before the upgrade."""
     _chunk: bytes | bytearray = b""
     _given: int = 0
-    """How much of the chunk has been handed out."""
+    """Number of bytes of the chunk that the library has got."""
     head: bytearray = attrs.field(factory=bytearray)
-    """What was received before the socket was open: the answer to the upgrade, or whatever it was."""
+    """What was received before the socket was open: the answer to the upgrade, if the server speaks HTTP."""
     close_sent: bool = False
-    """A close frame was sent, or tried to be."""
+    """Whether a close frame was sent, or its sending was tried."""
     close_code: int | None = None
-    """The code in it."""
+    """The code in that close frame."""
     broken: trio.BrokenResourceError | None = None
     protocol_fault: str | None = None
-    """Why we gave the connection up, where the library would have gone on."""
+    """Why we gave the connection up, where the library would not have."""
     closed: bool = False
-    """Closed on our side."""
+    """Whether it was closed on our side."""
 
     @property
     def has_answered(self) -> bool:
-        """Whether what was received is a whole head, or none at all."""
+        """Whether a whole head was received, or something that is no HTTP."""
         return not self.head.startswith(_HTTP[: len(self.head)]) or _parse_head(bytes(self.head)) is not None
 
     def opened(self) -> None:
@@ -477,7 +476,7 @@ class _WatchedStream(trio.abc.Stream):
             # The request, which the library sends whole: ours come after its first line.
             line, end, headers = bytes(data).partition(b"\r\n")
             data, self._headers = line + end + self._headers + headers, b""
-        # The library sends one frame at a time.
+        # A close frame? The library sends one frame at a time.
         if data and data[0] == _CLOSE_FRAME:
             self.close_sent = True
             if len(data) >= 8:
@@ -493,14 +492,14 @@ class _WatchedStream(trio.abc.Stream):
         await self._inner.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive a piece of what has arrived. With more than a few frames, it is handed out in several pieces."""
+        """Receive a piece of what has arrived, of maximum `_FRAMES_AT_ONCE` frames."""
         if self._given < len(self._chunk) and not self.closed:
-            # Between the pieces, other tasks run: a chunk of 256 KiB may hold 131,072 empty frames.
+            # Let other tasks run between the pieces: a chunk of 256 KiB may hold 131,072 empty frames.
             await trio.lowlevel.checkpoint()
             return self._next_piece()
         self._chunk, self._given = b"", 0
         if self._frames is None and not self._is_open and len(self.head) >= _MAX_HEAD:
-            # The library would keep all of a refusal; for the library this is the end of the stream.
+            # Report the end of the stream, because the library would store a refusal of any length.
             await trio.lowlevel.checkpoint()
             return b""
         try:
@@ -515,7 +514,7 @@ class _WatchedStream(trio.abc.Stream):
 
     def _receive_answer(self, data: bytes | bytearray) -> bytes | bytearray:
         if self._is_open:
-            # A head that the library takes and that we cannot read.
+            # The library has accepted a head that we cannot read.
             self._on_bytes(len(data))
             return data
         self.head += data
@@ -524,11 +523,11 @@ class _WatchedStream(trio.abc.Stream):
             return data
         status, _headers, body = answer
         if status == 101:
-            # What came with the answer is handed out after it.
+            # Frames that came with the answer follow in the next call.
             self._frames = _FrameCounter()
             self._chunk, self._given = data, len(data) - len(body)
             return data[: self._given]
-        # A refusal. Its body is welcome, but not worth the whole time-out.
+        # A refusal: do not wait for its body until the time-out.
         self._opening.deadline = min(self._opening.deadline, trio.current_time() + REFUSAL_GRACE)
         return data
 

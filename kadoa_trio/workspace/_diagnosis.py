@@ -1,4 +1,4 @@
-"""Finds out why no events come: every step of a connection by itself, with a verdict and what to do next."""
+"""Finds out why no events arrive: each step of a connection by itself, with a verdict and advice."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ _SECOND_EVENT: Final = 2.0
 
 
 class Verdict(enum.Enum):
-    """How a step of a diagnosis came out."""
+    """The result of a step of a diagnosis."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and something about it may keep events away."""
+    """It works, but something about it may stop events."""
     FAILED = "failed"
     SKIPPED = "skipped"
-    """It needs a step that has failed, or was not asked for."""
+    """It needs a step that has failed, or it was not asked for, or it does not apply."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class DiagnosisStep:
-    """One step, and what to do about it."""
+    """One step of a diagnosis: what was found, and what to do about it."""
 
     name: str
     verdict: Verdict
     seconds: float
-    """How long it took."""
+    """Duration of the step, in seconds."""
     detail: str
-    """What was found, in words. Holds no secret."""
+    """What was found, as text without secrets."""
     advice: str = ""
-    """The next thing to do; empty where there is nothing to be done."""
+    """What to do next; empty if there is nothing to do."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Diagnosis:
-    """All steps, in order."""
+    """The result of `diagnose`: all steps, in order."""
 
     steps: tuple[DiagnosisStep, ...]
 
@@ -74,19 +74,19 @@ class Diagnosis:
 
     @property
     def first_failure(self) -> DiagnosisStep | None:
-        """The step to look at."""
+        """The first step that failed; None if none did."""
         return next((step for step in self.steps if step.verdict is Verdict.FAILED), None)
 
 
 @attrs.frozen
 class _Result:
-    """What a step has found."""
+    """The result of a step function."""
 
     verdict: Verdict
     detail: str
     advice: str = ""
     blocks: bool = False
-    """Whether the steps that need this one cannot be done."""
+    """Whether the steps that need this one are skipped."""
 
 
 def _ok(detail: str) -> _Result:
@@ -107,7 +107,7 @@ def _not_needed(why: str) -> _Result:
 
 @attrs.define(eq=False, repr=False)
 class _Examination:
-    """What the steps of a diagnosis work with, and what they leave to later steps."""
+    """The steps of a diagnosis, with what they use and what they leave for later steps."""
 
     settings: Settings
     given_key: Secret | None
@@ -140,27 +140,27 @@ class _Examination:
         """Say what to do about a fault."""
         text = str(exc)
         if isinstance(exc, (AuthenticationError, RequestRefusedError)) and exc.status == 407:
-            return "A proxy wants credentials: put them into HTTPS_PROXY, as http://user:password@host:port."
+            return "A proxy asks for credentials: put them into HTTPS_PROXY, as http://user:password@host:port."
         if isinstance(exc, AuthenticationError):
             if not exc.server_message:
                 return (
-                    "The answer has none of Kadoa's words, so that a proxy or firewall in between may have given it. "
+                    "The answer has no message of Kadoa's, so a proxy or firewall in between may have sent it. "
                     "If there is none, make a new key in Kadoa and put it into KADOA_API_KEY."
                 )
             if exc.step == "handshake":
-                return "The key is good and the token made from it is not: check that both endpoints are of one Kadoa."
+                return "The key is accepted and the token made from it is not: check that both endpoints belong to the same Kadoa."
             return "Compare the key with the one in Kadoa (Settings, API keys), or make a new one."
         if "certificate refused" in text:
             return (
-                "If a proxy of your organisation reads TLS, trust its authority (SSL_CERT_FILE or ssl_context); else "
-                "somebody may be in between."
+                "If a proxy of your organisation decrypts TLS, trust its authority (SSL_CERT_FILE or ssl_context). If not, "
+                "an attacker may be in between."
             )
         if "the name does not resolve" in text:
             return "Check the endpoint's name, the machine's DNS and its network."
         if isinstance(exc, AttemptError) and exc.status == 429:
             return "Too many requests with this key: wait a minute, and look for other programs that use it."
         if isinstance(exc, AttemptError) and exc.status is not None and exc.status >= 500:
-            return "Kadoa, or a gateway before it, has a fault of its own. Try again; see Kadoa's status page."
+            return "Kadoa, or a gateway in front of it, has a fault. Try again, and see Kadoa's status page."
         if isinstance(exc, AttemptError) and exc.step in ("token", "notifications"):
             api = urlsplit(self.settings.endpoints.public_api)
             return _BLOCKED.format(host=api.hostname, port=port_of(api))
@@ -175,10 +175,11 @@ class _Examination:
             return _failed(str(exc), "Make one in Kadoa (Settings, API keys) and put it into KADOA_API_KEY.")
         if not fits_header(key):
             return _failed(
-                "the API key is not printable ASCII, or has spaces around it", "Copy it again, without a line's end."
+                "the API key is not printable ASCII, or has spaces around it",
+                "Copy it again, without the line break at its end.",
             )
         self.secrets.append(key)
-        # Opened in this step: loading the library and the certificates must not count as the token request's time.
+        # Opened in this step, because loading the library and the certificates must not count as the token request's time.
         api = await self.opened.enter_async_context(open_api(api_key=key, settings=self.settings))
         self.fetch_token, self.notifications = api.fetch_token, Notifications(api)
         source = "KADOA_API_KEY" if self.given_key is None else "the program"
@@ -193,7 +194,7 @@ class _Examination:
         channel = find_websocket(await self.notifications.channels())
         if channel is None:
             return _failed(
-                "no WebSocket channel is configured in this workspace: no event is sent to any WebSocket",
+                "no WebSocket channel is configured in this workspace, so no event is sent to any WebSocket",
                 "Run `kadoa-trio setup --event workflow_finished`, or add the channel in the dashboard under "
                 "Notifications.",
             )
@@ -201,7 +202,7 @@ class _Examination:
         types = sorted({one.event_type for one in settings if one.enabled and channel.id in (one.channel_ids or ())})
         if not types:
             return _failed(
-                f"the WebSocket channel {channel.name or channel.id!r} is there, and no event type is sent to it",
+                f"the WebSocket channel {channel.name or channel.id!r} exists, and no event type is sent to it",
                 "Run `kadoa-trio setup --event workflow_finished`, or choose event types in the dashboard.",
             )
         shown = ", ".join(types[:5]) + (f" and {len(types) - 5} more" if len(types) > 5 else "")
@@ -289,7 +290,7 @@ class _Examination:
             return _ok(f"{what} came")
         return _failed(
             f"no frame within {timeout:g} s",
-            "The connection is open and nothing comes through it: a proxy that buffers, or a sick server.",
+            "The connection is open and no data arrives: a proxy may buffer, or the server may have a fault.",
         )
 
     async def receive_test_event(self) -> _Result:
@@ -309,20 +310,20 @@ class _Examination:
                 if frame.id == sent:
                     return _ok(f"{wanted} {sent} came")
                 if frame.type == wanted and sent is None:
-                    return _ok(f"a {wanted} event came; Kadoa named no id to compare")
+                    return _ok(f"a {wanted} event came; Kadoa's answer names no id to compare with")
                 if frame.type == wanted:
-                    # It may be a real one, and the mock event a step behind it.
+                    # It may be a real event, and the mock event may follow it.
                     other = frame
                     waiting.deadline = min(waiting.deadline, trio.current_time() + _SECOND_EVENT)
         if other is not None:
             # That the API's id is the socket's is not documented.
             return _warning(
-                f"a {wanted} event came, with another id than the API named ({other.id}, not {sent})",
-                "It may be a real one that came at this moment; or the two ids differ always.",
+                f"a {wanted} event came with another id than the API's answer names ({other.id}, not {sent})",
+                "It may be a real event of this moment, or the two ids always differ.",
             )
         return _failed(
-            f"Kadoa took the test event and did not send it within {self.event_timeout:g} s",
-            f"Check that {wanted} goes to the WebSocket channel: `kadoa-trio setup --event {wanted} --dry-run`.",
+            f"Kadoa accepted the test event and did not send it within {self.event_timeout:g} s",
+            f"Check that {wanted} is sent to the WebSocket channel: `kadoa-trio setup --event {wanted} --dry-run`.",
         )
 
 
@@ -354,7 +355,7 @@ async def diagnose(
     ssl_context: ssl.SSLContext | None = None,
     allow_insecure: bool = False,
 ) -> Diagnosis:
-    """Go through everything that a connection needs, one step after the other.
+    """Check everything that a connection needs, one step after the other.
 
     The steps: ``key``, ``token``, ``channel``, ``dns``, ``tcp``, ``tls``,
     ``handshake``, ``subscription``, ``heartbeat``, ``test event``. A step
@@ -371,23 +372,23 @@ async def diagnose(
         api_key: Kadoa's API key; None reads ``KADOA_API_KEY``.
         endpoints: where Kadoa is; None reads the environment.
         test_event: the type of the mock event that Kadoa is asked to send at
-            the end. It goes to every channel of that type, people's mailboxes
-            included. None sends nothing.
+            the end. It is sent to every channel that gets this type, people's
+            mailboxes included. None for no mock event.
         workflow_id: the workflow that the mock event is about.
-        heartbeat_timeout: how long a first frame is waited for, in seconds.
-        event_timeout: how long the mock event is waited for, in seconds.
+        heartbeat_timeout: maximum time until the first frame, in seconds.
+        event_timeout: maximum time until the mock event, in seconds.
         on_step: called after each step. It must be quick, and not raise.
         ssl_context: for both the API and the WebSocket.
         allow_insecure: as for `open_realtime`.
 
-    Cancellation abandons the diagnosis. Faults are steps, not exceptions.
+    Cancellation abandons the diagnosis. Faults are results of steps, not exceptions.
 
     Raises:
-        ConfigurationError: an endpoint, a number, or what the environment says
-            about proxies and certificates cannot be used.
+        ConfigurationError: an option cannot be used, or the proxy or the
+            certificates that the environment names cannot be used.
     """
     given = hidden(api_key)
-    del api_key  # whatever is raised through this frame shows its names
+    del api_key  # a traceback shows the names of this frame
     settings = Settings(
         endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
         heartbeat_timeout=heartbeat_timeout,
@@ -418,7 +419,7 @@ async def diagnose(
                 name=name,
                 verdict=result.verdict,
                 seconds=trio.current_time() - began,
-                # Both repeat what servers, proxies and the environment say.
+                # Both may hold text from servers, proxies and the environment.
                 detail=presentable(result.detail, 500, *examination.secrets),
                 advice=presentable(result.advice, 500, *examination.secrets),
             )
@@ -446,5 +447,5 @@ def _ended(exc: SocketEnded) -> _Result:
     said = f": {end.reason}" if end.reason else ""
     return _failed(
         f"the server ended the connection{code}{said}",
-        "If the words do not help, try again in a minute: servers close connections when they restart.",
+        "If the reason does not help, try again in a minute: servers close connections when they restart.",
     )

@@ -1,7 +1,7 @@
 """Kadoa's notifications API: channels, settings, test events, the log of what was sent.
 
 Shapes are those of Kadoa's OpenAPI description, 3.0.0. Where it leaves a
-shape open, several are read.
+shape open, several shapes are read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .._redact import Secret, hidden
 from .._settings import Endpoints, Settings, read_key
 
 WEBSOCKET: Final = "WEBSOCKET"
-"""The type of the channel that a workspace's WebSockets belong to. It may have one only."""
+"""The type of the channel that sends to WebSockets. A workspace has maximum one."""
 
 MAX_LOG_ROWS: Final = 100
 """Maximum number of rows that one call for the log returns; Kadoa's API description allows no more."""
@@ -36,51 +36,51 @@ _T = TypeVar("_T")
 @final
 @attrs.frozen(kw_only=True)
 class Channel:
-    """A way that notifications go out of a workspace."""
+    """A destination of a workspace's notifications, such as a WebSocket, a webhook or a mailbox."""
 
     id: str
     name: str | None = None
     channel_type: str | None = None
-    """``"WEBSOCKET"``, ``"WEBHOOK"``, ``"EMAIL"``, ``"SLACK"``, or what comes."""
+    """``"WEBSOCKET"``, ``"WEBHOOK"``, ``"EMAIL"``, ``"SLACK"``, or another."""
     config: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
-    """Its options; those of some types hold addresses and secrets."""
+    """The channel's options; those of some types hold addresses and secrets."""
 
     @property
     def is_websocket(self) -> bool:
-        """Whether it is the one that realtime clients receive from."""
+        """Whether realtime clients receive from this channel."""
         return self.channel_type is not None and self.channel_type.upper() == WEBSOCKET
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Setting:
-    """Which channels an event type goes to, for a workflow or for the whole workspace."""
+    """The channels that an event type is sent to, for a workflow or for the whole workspace."""
 
     id: str
     event_type: str
     workflow_id: str | None = None
-    """None: for the workspace. A workflow's own setting wins over the workspace's."""
+    """None for the whole workspace. A workflow's own setting replaces the workspace's."""
     enabled: bool = True
     channel_ids: tuple[str, ...] | None = None
-    """None where the answer does not say."""
+    """None if the answer does not name them."""
     event_configuration: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
 
 
 @final
 @attrs.frozen(kw_only=True)
 class LogEntry:
-    """One row of the notification log: a try to send an event to a channel.
+    """One row of the notification log: one attempt to send an event to a channel.
 
-    An event has one row for each channel and try, failed ones included. A
-    field that is missing or cannot be read is None; `raw` has all of the row.
+    An event has one row for each channel and attempt, failed ones included. A
+    field that is missing or unreadable is None; `raw` has the whole row.
     """
 
     id: str | None = None
-    """Of the row."""
+    """The id of the row, not of the event."""
     event_id: str | None = None
     event_type: str | None = None
     event_status: str | None = None
-    """What became of the try, such as ``"SENT"`` or ``"FAILED"``."""
+    """The result of the attempt, such as ``"SENT"`` or ``"FAILED"``."""
     workflow_id: str | None = None
     channel_config: Any = attrs.field(default=None, repr=False)
     """The channel. Its shape is not documented; that of some types holds addresses and secrets."""
@@ -88,7 +88,7 @@ class LogEntry:
     """The event's payload, or the whole event; which one is not documented."""
     created_at: datetime | None = None
     raw: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
-    """The row, parsed; empty where it is no JSON object."""
+    """The row as parsed JSON; empty if it is no object."""
 
 
 @final
@@ -99,21 +99,21 @@ class LogPage:
     entries: tuple[LogEntry, ...]
     has_more: bool
     total: int | None = None
-    """The number of rows that the server counts for all pages."""
+    """The number of rows of all pages, as the server counts them."""
 
 
 @final
 class Notifications:
     """The notifications API for one API key. Made by `open_notifications`.
 
-    Every call is one request of at most 30 seconds, and none is repeated. Being
-    cancelled abandons the request; a change may have been made then.
+    Every call is one request of maximum 30 seconds, which is not repeated.
+    Cancellation abandons the request, and a change may have been made.
 
     Every call raises:
 
     * `AuthenticationError`: the key was refused;
-    * `RequestRefusedError`: any other 4xx that repeating cannot mend, with
-      Kadoa's own words;
+    * `RequestRefusedError`: any other 4xx, where repeating the request is of no
+      use; with Kadoa's own message;
     * `ProtocolError`: the answer is not what is documented;
     * `AttemptError`: everything that may pass, the network included.
     """
@@ -131,8 +131,8 @@ class Notifications:
     async def create_channel(
         self, name: str, channel_type: str = WEBSOCKET, config: Mapping[str, Any] | None = None
     ) -> Channel:
-        """Make a channel, and return it."""
-        # A webhook's configuration may hold its secret: what is raised through this frame shows its names.
+        """Create a channel, and return it."""
+        # Under no name when something is raised, because a webhook's configuration may hold its secret.
         body = Secret(json.dumps({"name": name, "channelType": channel_type, "config": dict(config or {})}))
         del config
         return _read(_channel, await self._api.call("POST", "/channels", body=body))
@@ -172,16 +172,18 @@ class Notifications:
         """Change a setting, and return it as it is now.
 
         Args:
-            setting: as it was read. What is not changed is sent again as it stands there.
-            channel_ids: all channels that it shall have.
-            enabled: whether it shall take effect.
+            setting: as it was read. Its other fields are sent again unchanged.
+            channel_ids: all its channels after the change; None leaves them.
+            enabled: whether it takes effect after the change; None leaves this.
 
         Raises:
-            ValueError: its channels are neither given nor known, so that they could be lost.
+            ValueError: its channels are neither given nor known, so that the change could remove them.
         """
         channels = setting.channel_ids if channel_ids is None else tuple(channel_ids)
         if channels is None:
-            raise ValueError("the setting's channels are not known; name all that it shall have")
+            raise ValueError(
+                "the channels of the setting are not known, so that the change could remove them; pass all of them as channel_ids"
+            )
         body = {
             "eventType": setting.event_type,
             "eventConfiguration": dict(setting.event_configuration or {}),
@@ -202,7 +204,7 @@ class Notifications:
         return tuple(names)
 
     async def send_test(self, event_type: str, *, workflow_id: str | None = None) -> str | None:
-        """Have Kadoa send a mock event to all channels that the type goes to, people's mailboxes included.
+        """Ask Kadoa to send a mock event to all channels that get this type, people's mailboxes included.
 
         Returns:
             The id of the event, if the answer names one. That it is the id on
@@ -229,11 +231,11 @@ class Notifications:
         Args:
             since: an aware time; None for the beginning of the log.
             until: an aware time; None for now.
-            event_type: only rows of this type; None for all.
+            event_type: only rows of this event type; None for all.
             workflow_id: only rows of this workflow; None for all.
-            offset: how many rows to leave out; for the next page, add the
+            offset: number of rows before the page; for the next page, add the
                 number of entries of this one.
-            limit: how many rows at most, 1 to 100.
+            limit: maximum number of rows of the page, 1 to 100.
 
         Raises:
             ValueError: *limit* or *offset* is out of its range, or a time is not aware.
@@ -287,7 +289,7 @@ async def open_notifications(
         ConfigurationError: an option cannot be used, or there is no key.
     """
     key = hidden(api_key)
-    del api_key  # whatever is raised through this frame shows its names
+    del api_key  # a traceback shows the names of this frame
     settings = Settings(
         endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
         ssl_context=ssl_context,
@@ -298,15 +300,15 @@ async def open_notifications(
 
 
 def find_websocket(channels: Iterable[Channel]) -> Channel | None:
-    """Find the channel that realtime clients receive from; a workspace has one at most."""
+    """Find the channel that realtime clients receive from; a workspace has maximum one."""
     return next((channel for channel in channels if channel.is_websocket), None)
 
 
 def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
-    """Give event types without repetitions.
+    """Return event types without repetitions.
 
     Raises:
-        ConfigurationError: there is none, or one is no word.
+        ConfigurationError: there is none, or one is no string or empty.
     """
     if isinstance(event_types, str) or not all(isinstance(name, str) and name for name in event_types):
         raise ConfigurationError("event types must be a collection of non-empty strings")
@@ -316,7 +318,7 @@ def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
 
 
 def _read(parse: Callable[[dict[str, object]], _T], data: dict[str, object]) -> _T:
-    """Parse an answer; a fault's traceback shows none of it, since channels of others have secrets in it."""
+    """Parse an answer. The traceback of a fault shows none of it, because it may hold the secrets of channels."""
     fault: ProtocolError
     try:
         return parse(data)
@@ -360,7 +362,7 @@ def _one(kind: type[_T], row: object, name: str) -> _T:
 
 
 def _log_entry(row: object) -> LogEntry:
-    """Read a row of the log field by field: one odd field, or one odd row, must not hide the others."""
+    """Read a row of the log field by field, because one odd field, or one odd row, must not hide the others."""
     if not isinstance(row, dict):
         return LogEntry()
     return LogEntry(
@@ -377,7 +379,7 @@ def _log_entry(row: object) -> LogEntry:
 
 
 def _text(value: object) -> str | None:
-    """Read a string, or a whole number that stands in for one, as `decode` reads ids."""
+    """Read a string, or a whole number instead of one, as `decode` reads ids."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) and value else None
@@ -385,7 +387,7 @@ def _text(value: object) -> str | None:
 
 def _setting(row: object, name: str) -> Setting:
     if isinstance(row, dict) and "channelIds" not in row and isinstance(row.get("channels"), list):
-        # Asked for as ids, and answered with whole channels.
+        # The API takes ids, and may answer with whole channels.
         ids = [channel.get("id") if isinstance(channel, dict) else channel for channel in row["channels"]]
         row = {**row, "channelIds": ids}
     return _one(Setting, row, name)
