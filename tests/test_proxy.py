@@ -15,7 +15,6 @@ from kadoa_trio._net._proxy import Proxy, ProxyError, find_proxy, open_tunnel, p
 from kadoa_trio._net._socket import open_socket
 from kadoa_trio._redact import Secret, censor
 from kadoa_trio._settings import Settings
-from kadoa_trio._urls import is_loopback
 from kadoa_trio.workspace import diagnose
 
 PASSWORD = "pr0xy-pass/word"  # not a real one
@@ -84,26 +83,6 @@ def test_all_credentials_of_the_environment_are_known_as_secrets(monkeypatch: py
     encoded = [base64.b64encode(one.encode()).decode() for one in (f"me:{PASSWORD}", "you:other-password")]
     text = " ".join([PASSWORD, PASSWORD.replace("/", "%2F"), "other-password", *encoded])
     assert censor(text, *proxy_secrets()) == "[secret] [secret] [secret] [secret] [secret]"
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("127.0.0.1", True),
-        ("127.9.9.9", True),
-        ("::1", True),
-        ("kadoa.localhost", False),
-        ("localhost.", False),
-        (".localhost", False),
-        ("localhost.example", False),
-        ("0.0.0.0", False),
-        ("10.0.0.1", False),
-        ("127.1", False),
-    ],
-)
-def test_loopback_is_a_literal_address_or_localhost_itself(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize("name", ["public_api", "realtime_api", "websocket"])
