@@ -227,6 +227,7 @@ class Answer:
         return bytes(self.body)
 
     async def read(self, response: httpx.Response, *secrets: Secret) -> None:
+        """Read what is needed of a response: a compressed body not at all, that of a refusal for `REFUSAL_GRACE`."""
         self.status = response.status_code
         self.retry_after = response.headers.get("retry-after")
         self.encoding = unwanted_encoding(response.headers.get("content-encoding"), *secrets)

@@ -16,7 +16,7 @@ import trio
 from .._errors import AttemptError, AuthenticationError, ConfigurationError, KadoaError, RequestRefusedError
 from .._events import Event
 from .._net._answers import describe
-from .._net._api import Token, open_api
+from .._net._api import KadoaApi, Token, open_api
 from .._net._dial import Address, open_tcp, start_tls
 from .._net._socket import Socket, SocketEnded, open_socket
 from .._net._wire import Heartbeat, decode, subscribe
@@ -123,7 +123,7 @@ class _Examination:
     """What servers, proxies and the environment may repeat."""
     # Each is set by the step that its users need.
     notifications: Notifications = attrs.field(init=False)
-    fetch_token: Callable[[], Awaitable[Token]] = attrs.field(init=False)
+    api: KadoaApi = attrs.field(init=False)
     token: Token = attrs.field(init=False)
     stream: trio.abc.Stream = attrs.field(init=False)
     socket: Socket = attrs.field(init=False)
@@ -180,13 +180,13 @@ class _Examination:
             )
         self.secrets.append(key)
         # Opened in this step, because loading the library and the certificates must not count as the token request's time.
-        api = await self.opened.enter_async_context(open_api(api_key=key, settings=self.settings))
-        self.fetch_token, self.notifications = api.fetch_token, Notifications(api)
+        self.api = await self.opened.enter_async_context(open_api(api_key=key, settings=self.settings))
+        self.notifications = Notifications(self.api)
         source = "KADOA_API_KEY" if self.given_key is None else "the program"
         return _ok(f"{len(key.reveal())} characters, from {source}")
 
     async def get_token(self) -> _Result:
-        self.token = await self.fetch_token()
+        self.token = await self.api.fetch_token()
         self.secrets.append(self.token.access_token)
         return _ok(f"from {self.settings.endpoints.public_api}, for team {self.token.team_id}")
 
@@ -410,7 +410,7 @@ async def diagnose(
                 try:
                     result = await function(examination)
                 except ConfigurationError:
-                    raise
+                    raise  # the proxy or the certificates that the environment names
                 except KadoaError as exc:
                     result = _failed(str(exc), examination.advice(exc))
             if result.blocks:
