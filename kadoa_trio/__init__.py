@@ -17,9 +17,10 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _exits       which exception leaves a block that hides a nursery; clean-up that runs to its end
 #   _redact      secrets, and what of foreign text may be shown
 #   _errors      every exception, and whose fault it is
-#   _backoff     how long to wait before the next attempt, or the next post of a webhook
+#   _checks      refuses options of a wrong type or value
 #   _urls        default ports, addresses of this machine, what a URL must not hold
-#   _settings    endpoints and limits, checked once
+#   _settings    endpoints, timeouts, limits, when to try again
+#   _backoff     how long to wait before the next attempt, or the next post of a webhook
 #   _events      events and the classes of their payloads
 #   _position    how far a program has come, and where events may be missing
 #   notices      public: what the client reports of itself
@@ -59,7 +60,6 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _connection  one generation, from its token to its end
 #   _supervisor  the succession of connections
 
-from ._backoff import RetryPolicy as RetryPolicy
 from ._client import Realtime as Realtime
 from ._client import RealtimeStatistics as RealtimeStatistics
 from ._client import open_realtime as open_realtime
@@ -98,7 +98,10 @@ from ._position import Gap as Gap
 from ._position import GapReason as GapReason
 from ._position import Position as Position
 from ._settings import Endpoints as Endpoints
+from ._settings import Limits as Limits
 from ._settings import Network as Network
+from ._settings import RetryPolicy as RetryPolicy
+from ._settings import Timeouts as Timeouts
 from ._stores import CursorSession as CursorSession
 from ._stores import CursorStore as CursorStore
 from ._stores import MemoryCursorStore as MemoryCursorStore
@@ -129,6 +132,7 @@ __all__ = [
     "GapReason",
     "InternalError",
     "KadoaError",
+    "Limits",
     "MemoryCursorStore",
     "Message",
     "MessageTooLargeError",
@@ -143,6 +147,7 @@ __all__ = [
     "RequestRefusedError",
     "RetryPolicy",
     "SQLiteCursorStore",
+    "Timeouts",
     "WorkflowDataChange",
     "WorkflowFailed",
     "WorkflowFinished",

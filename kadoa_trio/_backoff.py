@@ -7,42 +7,7 @@ from collections import deque
 
 import attrs
 
-from ._errors import ConfigurationError
-
-
-def _positive(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ConfigurationError(f"{attribute.name} must be a positive, finite number, not {value!r}")
-
-
-@attrs.frozen(kw_only=True)
-class RetryPolicy:
-    """When the client tries again, in seconds.
-
-    The wait before attempt *n* after *n* failures in a row is drawn evenly
-    from 0 to ``min(maximum, initial * 2**(n - 1))`` ("full jitter"), so that
-    the clients of a server that restarts do not come back together. A
-    connection counts as a failure unless it was *stable* before it ended.
-
-    Raises:
-        ConfigurationError: a value is not positive and finite, or
-            ``attempts_per_minute`` is below 1.
-    """
-
-    first: float = attrs.field(default=0.2, validator=_positive)
-    """Upper end of the wait after a *stable* connection was lost. Default 0.2 s."""
-    initial: float = attrs.field(default=0.5, validator=_positive)
-    """Upper end of the wait after the first failure. Default 0.5 s."""
-    maximum: float = attrs.field(default=30.0, validator=_positive)
-    """Upper end of any wait. Default 30 s, so that an outage of hours ends within half a minute of its end."""
-    retry_after_limit: float = attrs.field(default=120.0, validator=_positive)
-    """A longer ``Retry-After`` is cut to this. Default 120 s: no server may make the client deaf."""
-    attempts_per_minute: int = 60
-    """At most this many attempts begin within any 60 s, whatever else happens. Default 60."""
-
-    def __attrs_post_init__(self) -> None:
-        if self.attempts_per_minute < 1:
-            raise ConfigurationError("attempts_per_minute must be at least 1")
+from ._settings import RetryPolicy
 
 
 @attrs.define(eq=False)

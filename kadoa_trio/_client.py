@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -12,7 +13,7 @@ from typing import Final, final
 import attrs
 import trio
 
-from ._backoff import RetryPolicy
+from ._checks import check_flag, check_text, refusal, strings_of
 from ._contexts import async_context
 from ._engine._acks import Acknowledger
 from ._engine._buffer import Intake
@@ -29,8 +30,8 @@ from ._exits import clean_up, pick
 from ._net._api import KadoaApi, open_api
 from ._position import Gap, Position
 from ._redact import Secret, hidden
-from ._settings import LEAVE_TIMEOUT, Endpoints, Settings, read_key
-from ._stores import CursorStore
+from ._settings import LEAVE_TIMEOUT, Endpoints, Limits, RetryPolicy, Settings, Timeouts, read_key, settings_of
+from ._stores import CursorStore, store_of
 from .notices import ConnectionStatus, Notice, State
 
 _LAST_ACKNOWLEDGEMENTS: Final = 0.5
@@ -217,17 +218,6 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _only(name: str, values: Iterable[str] | None) -> frozenset[str] | None:
-    if values is None:
-        return None
-    if isinstance(values, str):
-        raise ConfigurationError(f"{name} must be a collection of strings, not one string")
-    chosen = frozenset(values)
-    if not chosen or not all(isinstance(value, str) and value for value in chosen):
-        raise ConfigurationError(f"{name} must hold at least one non-empty string, and nothing else; None means all")
-    return chosen
-
-
 @async_context
 @trio.lowlevel.enable_ki_protection
 async def open_realtime(
@@ -236,23 +226,11 @@ async def open_realtime(
     endpoints: Endpoints | None = None,
     event_types: Iterable[str] | None = None,
     workflow_ids: Iterable[str] | None = None,
-    heartbeat_timeout: float = 30.0,
-    stable_after: float = 10.0,
-    connect_timeout: float = 60.0,
-    auth_grace: float = 300.0,
-    token_timeout: float = 10.0,
-    handshake_timeout: float = 10.0,
+    timeouts: Timeouts | None = None,
+    limits: Limits | None = None,
     retry: RetryPolicy | None = None,
-    overlap_limit: float = 60.0,
-    max_connection_age: float = 21_600.0,
-    max_message_size: int = 64 * 1024 * 1024,
-    max_buffered_events: int = 1_000,
-    max_buffered_bytes: int = 64 * 1024 * 1024,
-    max_unsettled: int = 10_000,
-    max_unsaved: int = 10_000,
-    dedupe_window: int = 50_000,
     resume_from: str | Position | None = None,
-    cursor_store: CursorStore | None = None,
+    cursor_store: CursorStore | str | os.PathLike[str] | None = None,
     consumer: str = "default",
     acknowledge: bool = True,
     repair_gaps: bool = False,
@@ -282,60 +260,24 @@ async def open_realtime(
             filtered out counts as settled.
         workflow_ids: deliver events of these workflows only; None for all. An
             event that names no workflow passes.
-        heartbeat_timeout: a connection without a frame for so long, in
-            seconds, is lost. Default 30: Kadoa sends a heartbeat every 15 s,
-            as its earlier documentation and its SDKs say.
-        stable_after: a connection that lived for so long, in seconds, was a
-            success: the backoff starts over. What a connection that resumed
-            delivers moves the resume cursor after three times as long without
-            a step back behind it; its replay counts as complete after six
-            times as long without a sign of it. Default 10.
-        connect_timeout: how long the first connection is tried for, in
-            seconds, until the server has sent a frame. After that an outage
-            is outwaited however long it takes. Default 60.
-        auth_grace: how long a key or a token may be refused after it had been
-            accepted, in seconds. Default 300: a gateway's hiccup does not end
-            a service of weeks.
-        token_timeout: for the token request as a whole, in seconds. Default 10.
-        handshake_timeout: for connecting, TLS and the WebSocket handshake
-            together, and again for the subscription, in seconds. Default 10.
-        retry: when to try again; default ``RetryPolicy()``.
-        overlap_limit: an old connection is read beside a live new one for at
-            most so long, in seconds, if the server does not close it before.
-            Default 60.
-        max_connection_age: a connection that is open for so long, in seconds,
-            is replaced, with an overlap as in a drain; up to a tenth earlier,
-            at random. Default 21,600 (6 h): a server that keeps a connection
-            and its heartbeats but has lost the subscription is noticed by
-            nothing else. At least twice *heartbeat_timeout*; ``math.inf`` for
-            never.
-        max_message_size: in characters; a larger message ends the connection,
-            and the client if it comes again (`MessageTooLargeError`). Default
-            64 Mi: data changes may carry the whole snapshot.
-        max_buffered_events: events that wait to be received. When so many do,
-            the client stops reading. Default 1,000.
-        max_buffered_bytes: the same in bytes; a larger event is let in alone.
-            Default 64 Mi.
-        max_unsettled: the span from the oldest unsettled event to the newest
-            one, in events; admission pauses there. Default 10,000.
-        max_unsaved: maximum events that are settled, or in hand, and that no
-            save covers; admission pauses there, so that a store that fails
-            for long does not make a crash repeat everything. Default 10,000.
-        dedupe_window: ids that are remembered; at least the sum of
-            *max_buffered_events* and *max_unsettled*. Default 50,000.
-        resume_from: where to go on: a cursor, or the `Realtime.position` of
+        timeouts: how long the client waits for what; default ``Timeouts()``.
+        limits: how much the client reads ahead and holds in memory; default
+            ``Limits()``.
+        retry: when the client tries again; default ``RetryPolicy()``.
+        resume_from: where to resume: a cursor, or the `Realtime.position` of
             an earlier run, which also knows what was settled. None begins
             with what is sent from now on. Not together with *cursor_store*.
-        cursor_store: where the position is kept across runs, such as a
-            `SQLiteCursorStore`; taken up when the client is opened, saved
-            behind the events, and on leaving. None keeps it in memory only.
-        consumer: the name that the position is kept under, for each team.
+        cursor_store: where the position is saved for later runs; a path means
+            ``SQLiteCursorStore(path)``. The position is loaded when the
+            client is opened, and saved behind the events and on leaving. None
+            holds it in memory only.
+        consumer: the name under which the position is saved, for each team.
             Programs that share a store need a name each. Default "default".
-        acknowledge: tell Kadoa of each event that was settled, as its own
-            SDKs do on delivery. What it changes there is not documented.
-            Default True.
-        repair_gaps: look possible gaps up in Kadoa's notification log, and
-            hand out what was missed, late and marked (`Event.from_log`).
+        acknowledge: report each settled event to Kadoa, as its own SDKs do on
+            delivery. What this changes at Kadoa is not documented. Default
+            True.
+        repair_gaps: look up possible gaps in Kadoa's notification log, and
+            deliver what was missed, late and marked (`Event.from_log`).
             Default False: it makes requests that count against the account.
         ssl_context: for both the API and the WebSocket; default httpx's.
         allow_insecure: allow plain ``http://`` and ``ws://`` to hosts that
@@ -349,7 +291,7 @@ async def open_realtime(
         ConfigurationError: an option cannot be used, or there is no key.
         AuthenticationError: the key or a token was refused, twice.
         RequestRefusedError: the token request was refused for good.
-        ConnectionFailedError: no connection within *connect_timeout*.
+        ConnectionFailedError: no connection within `Timeouts.connect`.
         ConsumerOwnedError: another client owns the consumer's position.
         CursorStoreError: the store cannot be used; on leaving: the last
             position could not be saved.
@@ -362,56 +304,40 @@ async def open_realtime(
     """
     key = hidden(api_key)
     del api_key  # whatever is raised through this frame shows its names
-    settings = Settings(
-        endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
-        heartbeat_timeout=heartbeat_timeout,
-        stable_after=stable_after,
-        connect_timeout=connect_timeout,
-        auth_grace=auth_grace,
-        token_timeout=token_timeout,
-        handshake_timeout=handshake_timeout,
-        retry=RetryPolicy() if retry is None else retry,
-        overlap_limit=overlap_limit,
-        max_connection_age=max_connection_age,
-        max_message_size=max_message_size,
-        max_buffered_events=max_buffered_events,
-        max_buffered_bytes=max_buffered_bytes,
-        max_unsettled=max_unsettled,
-        max_unsaved=max_unsaved,
-        dedupe_window=dedupe_window,
+    settings = settings_of(
+        endpoints=endpoints,
+        timeouts=timeouts,
+        limits=limits,
+        retry=retry,
         ssl_context=ssl_context,
         allow_insecure=allow_insecure,
     )
-    position = Position(cursor=resume_from) if isinstance(resume_from, str) else resume_from
-    if position is not None and not isinstance(position, Position):
-        raise ConfigurationError("resume_from must be a cursor or a Position")
-    if position is not None and position.cursor == "":
-        raise ConfigurationError("resume_from must not be empty; None begins with what is sent from now on")
-    if position is not None and cursor_store is not None:
-        raise ConfigurationError("resume_from and cursor_store both say where to resume; use one of them")
-    if not isinstance(consumer, str) or not consumer:
-        raise ConfigurationError("consumer must be a non-empty string")
-    async with _run(
-        read_key(key),
-        settings,
-        _Options(
-            position,
-            cursor_store,
-            consumer,
-            acknowledge,
-            repair_gaps,
-            _only("event_types", event_types),
-            _only("workflow_ids", workflow_ids),
-        ),
-        random.Random(),
-        _utc_now,
-    ) as realtime:
+    options = _Options(
+        position=_position_of(resume_from),
+        cursor_store=store_of(cursor_store),
+        consumer=consumer,
+        acknowledge=acknowledge,
+        repair_gaps=repair_gaps,
+        event_types=strings_of("event_types", event_types),
+        workflow_ids=strings_of("workflow_ids", workflow_ids),
+    )
+    async with _run(read_key(key), settings, options, random.Random(), _utc_now) as realtime:
         yield realtime
 
 
-@attrs.frozen
+def _position_of(resume_from: object) -> Position | None:
+    if isinstance(resume_from, str):
+        resume_from = Position(cursor=resume_from)
+    if resume_from is not None and not isinstance(resume_from, Position):
+        raise refusal("resume_from", "a cursor (a string), a Position or None", resume_from)
+    if resume_from is not None and resume_from.cursor == "":
+        raise ConfigurationError("resume_from must not be empty; None begins with what is sent from now on")
+    return resume_from
+
+
+@attrs.frozen(kw_only=True)
 class _Options:
-    """The options that end here, checked; the others are `Settings`."""
+    """The options that the client itself reads, checked; the others are in `Settings`."""
 
     position: Position | None
     cursor_store: CursorStore | None
@@ -420,6 +346,13 @@ class _Options:
     repair_gaps: bool
     event_types: frozenset[str] | None
     workflow_ids: frozenset[str] | None
+
+    def __attrs_post_init__(self) -> None:
+        check_text("consumer", self.consumer)
+        check_flag("acknowledge", self.acknowledge)
+        check_flag("repair_gaps", self.repair_gaps)
+        if self.position is not None and self.cursor_store is not None:
+            raise ConfigurationError("resume_from and cursor_store both say where to resume; use one of them")
 
 
 class _House:
@@ -433,7 +366,9 @@ class _House:
         rng: random.Random,
         reporter: Reporter,
     ) -> None:
-        ledger = self.ledger = Ledger(settings.dedupe_window, options.position, stable_after=settings.stable_after)
+        ledger = self.ledger = Ledger(
+            settings.limits.dedupe_window, options.position, stable_after=settings.timeouts.stable_after
+        )
         intake = self.intake = Intake(settings, ledger, reporter, self._on_settled, lambda: self.supervisor.stop())
         self.shared = Shared(
             settings,
@@ -453,7 +388,7 @@ class _House:
         self.acknowledger = Acknowledger(http, reporter) if options.acknowledge else None
         self.repairer: Repairer | None = None
         if options.repair_gaps:
-            self.repairer = Repairer(http, ledger, intake, reporter, self._deliver, settings.max_buffered_bytes)
+            self.repairer = Repairer(http, ledger, intake, reporter, self._deliver, settings.limits.buffered_bytes)
         self._entered = False
         # A simulated Kadoa in memory sees what is settled as it is settled: acknowledgements are slower, and may be lost.
         self._witness: Callable[[str], None] | None = getattr(settings.endpoints.network, "saw_settled", None)

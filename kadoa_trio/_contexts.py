@@ -36,7 +36,7 @@ def async_context(function: Callable[_P, AsyncIterator[_T]]) -> Callable[_P, Abs
 
     @functools.wraps(function)
     def make(*args: _P.args, **options: _P.kwargs) -> AbstractAsyncContextManager[_T]:
-        return _AsyncContext(cast("AsyncGenerator[_T, None]", function(*args, **options)))
+        return _AsyncContext(function.__name__, cast("AsyncGenerator[_T, None]", function(*args, **options)))
 
     return make
 
@@ -52,8 +52,22 @@ def sync_context(function: Callable[_P, Iterator[_T]]) -> Callable[_P, AbstractC
     return make
 
 
+def check_in_trio(name: str) -> None:
+    """Refuse to run the function *name* outside of Trio, where it would fail at its first checkpoint.
+
+    Raises:
+        RuntimeError: no task of Trio calls this, but one of asyncio, or none.
+    """
+    if not trio.lowlevel.in_trio_task():
+        raise RuntimeError(
+            f"{name} needs Trio: call it in an async function that trio.run(...) runs. asyncio.run(...) and other event "
+            "loops cannot run it; for programs with asyncio see 'asyncio' in the documentation"
+        )
+
+
 class _AsyncContext(AbstractAsyncContextManager[_T_co], Generic[_T_co]):
-    def __init__(self, generator: AsyncGenerator[_T_co, None]) -> None:
+    def __init__(self, name: str, generator: AsyncGenerator[_T_co, None]) -> None:
+        self._name = name
         self._generator: AsyncGenerator[_T_co, None] | None = generator
         self._entered = False
 
@@ -61,6 +75,7 @@ class _AsyncContext(AbstractAsyncContextManager[_T_co], Generic[_T_co]):
     async def __aenter__(self) -> _T_co:
         if self._entered:
             raise RuntimeError("a context manager of kadoa_trio can be entered once; make another one")
+        check_in_trio(self._name)
         self._entered = True
         assert self._generator is not None
         yielded = False

@@ -9,7 +9,7 @@ The tree::
     ├── SetupError                               the workspace: streaming could not be set up as asked
     ├── DeadLetterError                          the machine: an event could not be put aside
     ├── MessageTooLargeError                     the caller's limit is smaller than the server's message
-    ├── ConnectionFailedError                    the world: no connection within ``connect_timeout``
+    ├── ConnectionFailedError                    the world: no connection within `Timeouts.connect`
     ├── CursorStoreError                         the machine: a cursor store cannot be used or did not save
     │   ├── ConsumerOwnedError                   the operator: another client owns the consumer
     │   └── OwnershipLostError                   the operator: another client has taken the consumer over
@@ -91,13 +91,13 @@ class RequestRefusedError(KadoaError):
 
 
 class MessageTooLargeError(KadoaError):
-    """The server keeps sending a message larger than ``max_message_size``.
+    """The server keeps sending a message larger than `Limits.message_size`.
 
     Raised when two connections in a row received it with no event delivered
     in between, because every later connection would receive it again.
 
     Attributes:
-        limit: the value of ``max_message_size``, in characters.
+        limit: the value of `Limits.message_size`, in characters.
     """
 
     def __init__(self, limit: int) -> None:
@@ -107,12 +107,12 @@ class MessageTooLargeError(KadoaError):
     def __str__(self) -> str:
         return (
             f"the server sends a message of more than {self.limit:,} characters; "
-            "open the client with a larger max_message_size to receive it"
+            "open the client with a larger Limits.message_size to receive it"
         )
 
 
 class ConnectionFailedError(KadoaError):
-    """No connection was established within ``connect_timeout``.
+    """No connection was established within `Timeouts.connect`.
 
     ``__cause__`` is the `AttemptError` of the last attempt.
 

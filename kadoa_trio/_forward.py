@@ -27,13 +27,15 @@ from urllib.parse import quote_from_bytes, urlsplit
 import attrs
 import trio
 
-from ._backoff import Backoff, RetryPolicy
+from ._backoff import Backoff
+from ._checks import check_callable, check_count, check_seconds, path_of
 from ._contexts import async_context
 from ._errors import AttemptError, ConfigurationError
 from ._events import Event, parse_json, write_time
 from ._letters import LetterFile
 from ._net._http import HttpClient, open_http, secret_of_query
 from ._redact import Secret, presentable
+from ._settings import Endpoints, RetryPolicy, settings_of
 from ._urls import fault_of_url
 
 _MAX_HEADER: Final = 256
@@ -277,24 +279,28 @@ async def open_forwarder(
     """
     target = Secret(url)
     del url  # a traceback shows the names of this frame
-    fault = fault_of_url(target.reveal(), ("http", "https"), allow_query=True)
+    fault = fault_of_url(target.reveal(), "https", "http")
     if fault is not None:
         raise ConfigurationError(f"the endpoint to forward to {fault}")
-    if not timeout > 0:
-        raise ConfigurationError("timeout must be a positive number of seconds")
-    if max_attempts is not None and (max_attempts < 1 or dead_letters is None):
-        raise ConfigurationError("max_attempts must be at least 1, and needs dead_letters to put events aside in")
+    check_seconds("timeout", timeout)
+    if max_attempts is not None:
+        check_count("max_attempts", max_attempts)
+        if dead_letters is None:
+            raise ConfigurationError("max_attempts needs dead_letters, the file for events that could not be posted")
+    check_callable("on_failure", on_failure)
+    letters = None if dead_letters is None else path_of("dead_letters", dead_letters)
+    settings = settings_of(endpoints=Endpoints(), retry=retry, ssl_context=ssl_context)
     async with open_http(
         hosts={urlsplit(target.reveal()).hostname or ""},
         secure=urlsplit(target.reveal()).scheme == "https",
         secrets=(secret_of_query(target),),
-        ssl_context=ssl_context,
+        ssl_context=settings.ssl_context,
     ) as http:
         yield Forwarder(
             _Webhook(http, target, timeout),
-            policy=RetryPolicy() if retry is None else retry,
+            policy=settings.retry,
             max_attempts=max_attempts,
-            dead_letters=None if dead_letters is None else Path(dead_letters),
+            dead_letters=letters,
             on_failure=on_failure,
         )
 

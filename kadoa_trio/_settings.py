@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import ssl
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
-from ._backoff import RetryPolicy
+from ._checks import check_count, check_flag, check_instance, check_seconds, refusal
 from ._contexts import sync_context
 from ._errors import ConfigurationError
 from ._redact import Secret, presentable
@@ -152,18 +151,24 @@ class Endpoints:
             fault = _fault_of_address(getattr(self, name), schemes, allow_insecure=allow_insecure)
             if fault is not None:
                 raise ConfigurationError(f"the endpoint {name} {fault}")
+        if self.network is not None and not (
+            callable(getattr(self.network, "open_stream", None)) and hasattr(self.network, "http_transport")
+        ):
+            raise refusal("Endpoints.network", "a Network (with open_stream and http_transport) or None", self.network)
 
 
 def _fault_of_address(url: str, schemes: tuple[str, str], *, allow_insecure: bool) -> str | None:
-    fault = fault_of_url(url, schemes)
+    fault = fault_of_url(url, *schemes)
     if fault is not None:
         return fault
     parts = urlsplit(url)
     host = parts.hostname or ""
+    if parts.query:
+        return "must hold no query"
     if parts.scheme == schemes[1] and not is_loopback(host) and not allow_insecure:
         return (
             f"is plain {parts.scheme}:// to {presentable(host, 100)}: the key and the events would cross the network "
-            f"in the clear. Use {schemes[0]}://, or say allow_insecure=True"
+            f"in the clear. Use {schemes[0]}://, or allow_insecure=True"
         )
     return None
 
@@ -188,49 +193,204 @@ def fits_header(key: Secret) -> bool:
     return bool(value) and value.isascii() and value.isprintable() and value == value.strip()
 
 
-def _seconds(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not value > 0 or math.isnan(value):
-        raise ConfigurationError(f"{attribute.name} must be a positive number of seconds, not {value!r}")
+def _seconds(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    check_seconds(f"{type(instance).__name__}.{attribute.name}", value)
 
 
-def _count(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{attribute.name} must be a whole number of at least 1, not {value!r}")
+def _seconds_or_unlimited(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    check_seconds(f"{type(instance).__name__}.{attribute.name}", value, unlimited=True)
+
+
+def _count(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+    check_count(f"{type(instance).__name__}.{attribute.name}", value)
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """How long the client waits for what, in seconds.
+
+    Example::
+
+        open_realtime(timeouts=Timeouts(heartbeat=45, connect=math.inf))
+
+    Raises:
+        ConfigurationError: a value is not a positive, finite number
+            (`math.inf` where the field allows it), or ``max_age`` is less
+            than twice ``heartbeat``.
+    """
+
+    heartbeat: float = attrs.field(default=30.0, validator=_seconds)
+    """Maximum silence on a connection, in seconds; a connection without a frame for longer is lost. Default 30 s.
+
+    Kadoa sends a heartbeat every 15 s, as its earlier documentation and its SDKs say.
+    """
+    connect: float = attrs.field(default=60.0, validator=_seconds_or_unlimited)
+    """Maximum time until the first connection has received a frame, in seconds; `math.inf` for no maximum. Default 60 s.
+
+    A program that cannot connect when it starts should fail while somebody looks at it. After the first connection the
+    client waits out an outage however long it takes.
+    """
+    auth_grace: float = attrs.field(default=300.0, validator=_seconds_or_unlimited)
+    """How long refusals of a key or token that was accepted before are retried, in seconds. Default 300 s.
+
+    A short fault of a gateway in front of Kadoa does not end a service that has run for weeks. `math.inf` for no maximum.
+    """
+    token: float = attrs.field(default=10.0, validator=_seconds)
+    """Maximum duration of a token request or an acknowledgement, its answer included, in seconds. Default 10 s.
+
+    The answer is less than a kilobyte.
+    """
+    handshake: float = attrs.field(default=10.0, validator=_seconds)
+    """Maximum duration of TCP, TLS and the WebSocket handshake together, and again of the subscription. Default 10 s.
+
+    These are a few round trips, which take less than 3 s on a satellite link.
+    """
+    overlap: float = attrs.field(default=60.0, validator=_seconds_or_unlimited)
+    """Maximum time that an old connection is read beside a live new one, in seconds. Default 60 s.
+
+    A server that drains a connection closes it before. `math.inf` waits for the server.
+    """
+    max_age: float = attrs.field(default=21_600.0, validator=_seconds_or_unlimited)
+    """Maximum age of a connection, in seconds; then it is replaced, with an overlap. Default 21,600 s (6 h).
+
+    Nothing else notices a server that keeps a connection and its heartbeats but has lost the subscription. The
+    replacement comes up to a tenth earlier, at random, so that many clients do not reconnect together. At least twice
+    ``heartbeat``; `math.inf` for no maximum.
+    """
+    stable_after: float = attrs.field(default=10.0, validator=_seconds)
+    """How long a connection must live to count as a success, after which the backoff starts over. Default 10 s.
+
+    It also scales how replays are recognized. What a resumed connection delivers moves the resume cursor after three
+    times as long without a step back behind it; a replay counts as complete after six times as long without a sign of it.
+    """
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_age < 2 * self.heartbeat:
+            raise ConfigurationError(
+                f"Timeouts.max_age ({self.max_age:g} s) must be at least twice Timeouts.heartbeat ({self.heartbeat:g} s), "
+                "because a connection that is replaced before its first heartbeat shows nothing"
+            )
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """How much the client reads ahead and holds in memory.
+
+    Example::
+
+        open_realtime(limits=Limits(buffered_events=100))
+
+    Raises:
+        ConfigurationError: a value is not a whole number from 1 on, or
+            ``dedupe_window`` is less than the sum of ``buffered_events`` and
+            ``unsettled``.
+    """
+
+    message_size: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
+    """Maximum length of a message, in characters. Default 64 Mi: a data change may carry the whole snapshot.
+
+    A larger message ends the connection, and the client if the next connection meets it, too (`MessageTooLargeError`).
+    """
+    buffered_events: int = attrs.field(default=1_000, validator=_count)
+    """Maximum number of events that wait to be received; with more, the client stops reading. Default 1,000."""
+    buffered_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
+    """Maximum size of the events that wait to be received, in bytes. Default 64 Mi, the size of one largest message.
+
+    An event that is larger than this waits alone.
+    """
+    unsettled: int = attrs.field(default=10_000, validator=_count)
+    """Maximum distance from the oldest unsettled event to the newest one, in events. Default 10,000.
+
+    Admission pauses there: a run that ends now makes the next run receive the events of this distance again.
+    """
+    unsaved: int = attrs.field(default=10_000, validator=_count)
+    """Maximum number of events that are settled, or in hand, and that no save covers. Default 10,000.
+
+    Admission pauses there: with a store that fails for long, a crash repeats no more events than these.
+    """
+    dedupe_window: int = attrs.field(default=50_000, validator=_count)
+    """Number of event ids that are remembered, so that a repeated event is dropped. Default 50,000.
+
+    At least the sum of ``buffered_events`` and ``unsettled``.
+    """
+
+    def __attrs_post_init__(self) -> None:
+        needed = self.buffered_events + self.unsettled
+        if self.dedupe_window < needed:
+            raise ConfigurationError(
+                f"Limits.dedupe_window ({self.dedupe_window}) must be at least the sum of Limits.buffered_events and "
+                f"Limits.unsettled ({needed}), because an id that is forgotten while its event is in hand could be "
+                "delivered again"
+            )
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """When the client tries again, in seconds.
+
+    The wait before attempt *n* after *n* failures in a row is drawn evenly
+    from 0 to ``min(maximum, initial * 2**(n - 1))`` ("full jitter"), so that
+    the clients of a server that restarts do not come back together. A
+    connection counts as a failure unless it was *stable* before it ended
+    (`Timeouts.stable_after`).
+
+    Raises:
+        ConfigurationError: a value is not positive and finite, or
+            ``attempts_per_minute`` is not a whole number from 1 on.
+    """
+
+    first: float = attrs.field(default=0.2, validator=_seconds)
+    """Maximum wait after a *stable* connection was lost, in seconds. Default 0.2 s: most often one server was restarted."""
+    initial: float = attrs.field(default=0.5, validator=_seconds)
+    """Maximum wait after the first failure, in seconds. Default 0.5 s."""
+    maximum: float = attrs.field(default=30.0, validator=_seconds)
+    """Maximum wait after any number of failures, in seconds. Default 30 s: the client is back half a minute after an outage."""
+    retry_after_limit: float = attrs.field(default=120.0, validator=_seconds)
+    """Maximum wait that a server's ``Retry-After`` can ask for, in seconds. Default 120 s: no server can silence the client."""
+    attempts_per_minute: int = attrs.field(default=60, validator=_count)
+    """Maximum number of attempts that begin within any 60 s. Default 60."""
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """The options of `open_realtime` that reach below it, checked. Documented there."""
+    """The options of `open_realtime` that its parts read, checked. Documented there."""
 
     endpoints: Endpoints = attrs.field(factory=Endpoints)
-    heartbeat_timeout: float = attrs.field(default=30.0, validator=_seconds)
-    stable_after: float = attrs.field(default=10.0, validator=_seconds)
-    connect_timeout: float = attrs.field(default=60.0, validator=_seconds)
-    auth_grace: float = attrs.field(default=300.0, validator=_seconds)
-    token_timeout: float = attrs.field(default=10.0, validator=_seconds)
-    handshake_timeout: float = attrs.field(default=10.0, validator=_seconds)
+    timeouts: Timeouts = attrs.field(factory=Timeouts)
+    limits: Limits = attrs.field(factory=Limits)
     retry: RetryPolicy = attrs.field(factory=RetryPolicy)
-    overlap_limit: float = attrs.field(default=60.0, validator=_seconds)
-    max_connection_age: float = attrs.field(default=21_600.0, validator=_seconds)
-    max_message_size: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
-    max_buffered_events: int = attrs.field(default=1_000, validator=_count)
-    max_buffered_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
-    max_unsettled: int = attrs.field(default=10_000, validator=_count)
-    max_unsaved: int = attrs.field(default=10_000, validator=_count)
-    dedupe_window: int = attrs.field(default=50_000, validator=_count)
     ssl_context: ssl.SSLContext | None = None
     allow_insecure: bool = False
 
     def __attrs_post_init__(self) -> None:
         self.endpoints.check(allow_insecure=self.allow_insecure)
-        if self.max_connection_age < 2 * self.heartbeat_timeout:
-            raise ConfigurationError(
-                f"max_connection_age ({self.max_connection_age:g} s) must be at least twice heartbeat_timeout "
-                f"({self.heartbeat_timeout:g} s): a connection that is replaced before its first heartbeat shows nothing"
-            )
-        needed = self.max_buffered_events + self.max_unsettled
-        if self.dedupe_window < needed:
-            raise ConfigurationError(
-                f"dedupe_window ({self.dedupe_window}) must be at least max_buffered_events + max_unsettled ({needed}): "
-                "an id that is forgotten while its event is still in hand could be delivered again"
-            )
+
+
+def settings_of(
+    *,
+    endpoints: Endpoints | None = None,
+    timeouts: Timeouts | None = None,
+    limits: Limits | None = None,
+    retry: RetryPolicy | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    allow_insecure: bool = False,
+) -> Settings:
+    """Make the settings of a client from its options as the user gave them; None means the default.
+
+    Raises:
+        ConfigurationError: an option is of a wrong type, or an endpoint cannot be used.
+    """
+    check_instance("endpoints", endpoints, Endpoints)
+    check_instance("timeouts", timeouts, Timeouts)
+    check_instance("limits", limits, Limits)
+    check_instance("retry", retry, RetryPolicy)
+    check_instance("ssl_context", ssl_context, ssl.SSLContext)
+    check_flag("allow_insecure", allow_insecure)
+    return Settings(
+        endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
+        timeouts=Timeouts() if timeouts is None else timeouts,
+        limits=Limits() if limits is None else limits,
+        retry=RetryPolicy() if retry is None else retry,
+        ssl_context=ssl_context,
+        allow_insecure=allow_insecure,
+    )

@@ -20,11 +20,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NoReturn, Protocol, TypeVar, final
+from typing import Final, NoReturn, Protocol, TypeVar, cast, final
 
 import attrs
 import trio
 
+from ._checks import check_flag, path_of, refusal
 from ._errors import ConsumerOwnedError, CursorStoreError, OwnershipLostError
 from ._files import FileLock, identity
 from ._position import Position
@@ -172,7 +173,8 @@ class SQLiteCursorStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, take_over: bool = False) -> None:
-        self._path = Path(path).absolute()
+        check_flag("take_over", take_over)
+        self._path = path_of("the path of SQLiteCursorStore", path).absolute()
         self._take_over = take_over
 
     def __repr__(self) -> str:
@@ -202,6 +204,21 @@ class SQLiteCursorStore:
             f"{self._path}: not opened within {_OPEN_TIMEOUT:g} s, because the disk does not answer or an earlier opening "
             "of this file still waits for it; nothing was changed"
         )
+
+
+def store_of(given: object) -> CursorStore | None:
+    """Give the cursor store that an option names: itself, or `SQLiteCursorStore` for a path.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if given is None:
+        return None
+    if isinstance(given, (str, os.PathLike)):
+        return SQLiteCursorStore(path_of("cursor_store", given))
+    if isinstance(given, type) or not callable(getattr(given, "open", None)):
+        raise refusal("cursor_store", "a cursor store, the path of an SQLite file or None", given)
+    return cast("CursorStore", given)
 
 
 _opening_limiters: Final = trio.lowlevel.RunVar[weakref.WeakValueDictionary[Path, trio.CapacityLimiter]](

@@ -15,23 +15,28 @@ def port_of(parts: SplitResult) -> int:
     return parts.port or DEFAULT_PORTS[parts.scheme]
 
 
-def fault_of_url(url: str, schemes: tuple[str, ...], *, allow_query: bool = False) -> str | None:
+def fault_of_url(url: object, *schemes: str) -> str | None:
     """Say why a URL cannot be used, without repeating any of it; None for a URL that can be used.
 
     Args:
-        url: the URL; somebody may have put a secret into it.
+        url: what was given as a URL; somebody may have put a secret into it.
         schemes: the schemes that are allowed.
-        allow_query: whether a query is allowed.
     """
+    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+    if not isinstance(url, str):
+        return f"must be a {wanted} URL, not {type(url).__name__}"
+    # urlsplit drops line breaks and tabs.
+    if " " in url or not url.isprintable():
+        return "must hold no spaces or control characters"
     try:
         parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         return "is not a URL"
-    if parts.scheme not in schemes or not host:
-        return f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}"
-    if parts.username is not None or parts.password is not None or parts.fragment or (parts.query and not allow_query):
-        return f"must hold no credentials{' or' if allow_query else ', query or'} fragment"
+    if parts.scheme not in schemes or not host or port == 0:
+        return f"must be a {wanted} URL with a host, and with a port from 1 to 65535 if it has one"
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        return "must hold no credentials or fragment"
     return None
 
 

@@ -141,7 +141,7 @@ class Connected(Notice):
 
 @attrs.frozen(kw_only=True)
 class Stable(Notice):
-    """A connection has been live for ``stable_after``."""
+    """A connection has been live for `Timeouts.stable_after`."""
 
     generation: int
 
@@ -223,7 +223,7 @@ class Retrying(Notice):
 class Refused(Notice):
     """The key or a token was refused by a server that had accepted one before.
 
-    The client goes on trying for ``auth_grace``: a gateway's hiccup must not
+    The client goes on trying for `Timeouts.auth_grace`: a gateway's hiccup must not
     end a service of weeks.
     """
 
@@ -293,7 +293,7 @@ class FrameIgnored(Notice):
 
 @attrs.frozen(kw_only=True)
 class AdmissionPaused(Notice):
-    """Too much is unsettled (``max_unsettled``) or unsaved (``max_unsaved``): nothing is read until that changes.
+    """Too much is unsettled (`Limits.unsettled`) or unsaved (`Limits.unsaved`): nothing is read until that changes.
 
     Published once for each pause: a pause is over when the number is down to
     80 % of its limit. Pauses in quick succession are published at a limited
@@ -322,11 +322,11 @@ class AdmissionPaused(Notice):
         if self.oldest is None:
             return (
                 f"admission paused: {self.unsaved} settled events are not saved, because the cursor store fails; "
-                f"the client reads on after a save (option max_unsaved){more}"
+                f"the client reads on after a save (option Limits.unsaved){more}"
             )
         return (
             f"admission paused: event {_name(self.oldest)!r} is not settled, and the {self.unsettled} events from it on "
-            f"are the maximum (option max_unsettled); the client reads on when it is settled{more}"
+            f"are the maximum (option Limits.unsettled); the client reads on when it is settled{more}"
         )
 
 
@@ -395,12 +395,12 @@ class HeldEventsReleased(Notice):
 
 @attrs.frozen(kw_only=True)
 class ConnectionAged(Notice):
-    """The newest connection has reached ``max_connection_age``. A replacement is opened beside it."""
+    """The newest connection has reached `Timeouts.max_age`. A replacement is opened beside it."""
 
     generation: int
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: reached max_connection_age; opening a replacement"
+        return f"connection {self.generation}: reached Timeouts.max_age; opening a replacement"
 
 
 @attrs.frozen(kw_only=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx  # noqa: F401  # imported at its first use otherwise, by each process
 import trio
 
-from kadoa_trio import Endpoints, RetryPolicy, SQLiteCursorStore, open_realtime
+from kadoa_trio import Endpoints, RetryPolicy, SQLiteCursorStore, Timeouts, open_realtime
 
 
 async def main(effects: Path, store: Path) -> None:
@@ -29,7 +29,7 @@ async def main(effects: Path, store: Path) -> None:
         open_realtime(
             endpoints=Endpoints.from_environment(),
             cursor_store=SQLiteCursorStore(store),
-            stable_after=0.2,
+            timeouts=Timeouts(stable_after=0.2),
             retry=RetryPolicy(first=0.05, initial=0.05, maximum=0.2, attempts_per_minute=600),
         ) as realtime,
         trio.open_nursery() as nursery,

@@ -24,13 +24,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_socket import MemoryNetwork, speak
 
-from kadoa_trio import Realtime
+from kadoa_trio import Limits, Realtime
 from kadoa_trio._engine._ledger import RECENT_IDS
 from kadoa_trio._engine._reporter import MAX_NOTICE_TEXT, MAX_NOTICES, NOTICE_INTERVAL, NOTICES_AT_ONCE, Reporter
 from kadoa_trio._errors import AttemptError
 from kadoa_trio._net._socket import _FRAMES_AT_ONCE, EndKind, SocketEnd, SocketEnded, _FrameCounter
 from kadoa_trio._net._wire import Ignored, decode
-from kadoa_trio._settings import MAX_FRAGMENTS, Settings
+from kadoa_trio._settings import MAX_FRAGMENTS
 from kadoa_trio.notices import AdmissionPaused, Draining, FrameIgnored, Lost, Notice, Retrying
 from kadoa_trio.testing import Faults
 
@@ -194,7 +194,7 @@ async def test_after_a_quiet_time_frames_are_reported_at_once_again(autojump_clo
 
 
 async def test_pause_is_reported_once_until_admission_has_resumed(autojump_clock: Any, pair: Any) -> None:
-    async with pair(max_unsettled=10) as (kadoa, realtime):
+    async with pair(limits=Limits(unsettled=10)) as (kadoa, realtime):
         kadoa.publish_many(200)
         events = realtime.events
         for _ in range(150):  # a consumer that is behind: an event a second, and the next one takes its place
@@ -213,7 +213,7 @@ async def test_pause_is_reported_once_until_admission_has_resumed(autojump_clock
 
 
 async def test_pauses_in_quick_succession_are_reported_at_a_limited_rate(autojump_clock: Any, pair: Any) -> None:
-    async with pair(max_unsettled=1) as (kadoa, realtime):
+    async with pair(limits=Limits(unsettled=1)) as (kadoa, realtime):
         for _ in range(100):
             kadoa.publish_many(2)
             await trio.testing.wait_all_tasks_blocked()
@@ -370,7 +370,7 @@ async def test_message_has_a_maximum_of_fragments(
 
 
 def test_maximum_of_fragments_leaves_room_for_the_largest_message() -> None:
-    assert Settings().max_message_size / MAX_FRAGMENTS <= 512
+    assert Limits().message_size / MAX_FRAGMENTS <= 512
 
 
 async def test_client_gives_a_connection_up_that_sends_empty_fragments_for_ever(
@@ -402,7 +402,7 @@ async def test_empty_fragments_and_pings_do_not_hold_the_heartbeat_off(autojump_
                     if kadoa.newest.number > 1:
                         break
             (lost,) = found(realtime, Lost)
-            assert "heartbeat_timeout" in lost.how
+            assert "Timeouts.heartbeat" in lost.how
             assert trio.current_time() - began < 40
 
 

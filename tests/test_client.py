@@ -24,6 +24,7 @@ from kadoa_trio import (
     Endpoints,
     Event,
     GapReason,
+    Limits,
     MemoryCursorStore,
     MessageTooLargeError,
     OtherMessage,
@@ -31,6 +32,7 @@ from kadoa_trio import (
     Realtime,
     RequestRefusedError,
     RetryPolicy,
+    Timeouts,
     WorkflowFailed,
     open_realtime,
 )
@@ -185,7 +187,9 @@ async def test_transient_fault_is_outwaited(autojump_clock: Any, fault: dict[str
                 await trio.sleep(25)
                 kadoa.heal()
 
-            async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, connect_timeout=120) as realtime:
+            async with open_realtime(
+                kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(connect=120)
+            ) as realtime:
                 with trio.fail_after(110):
                     await realtime.wait_live()
                 sent = kadoa.publish()
@@ -198,7 +202,9 @@ async def test_first_connection_is_given_up_after_connect_timeout(autojump_clock
         kadoa.faults = Faults(**fault)
         began = trio.current_time()
         with pytest.raises(ConnectionFailedError) as caught:
-            async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, connect_timeout=40) as realtime:
+            async with open_realtime(
+                kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(connect=40)
+            ) as realtime:
                 await realtime.events.receive()
         assert trio.current_time() - began <= 42
         assert isinstance(caught.value.__cause__, kadoa_trio.AttemptError)
@@ -249,7 +255,9 @@ async def test_refusal_after_confirmation_is_outwaited(autojump_clock: Any, pair
 
 async def test_refusal_for_longer_than_auth_grace_is_fatal_through_receive(autojump_clock: Any) -> None:
     async with open_simulated_kadoa() as kadoa:
-        async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, auth_grace=100) as realtime:
+        async with open_realtime(
+            kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(auth_grace=100)
+        ) as realtime:
             await kadoa.wait_subscribed(1)
             kadoa.publish()
             await trio.sleep(30)
@@ -273,7 +281,9 @@ async def test_fault_that_nobody_received_is_raised_on_leaving(autojump_clock: A
         for body_raises in (False, True):
             kadoa.heal()
             with pytest.raises(ValueError if body_raises else AuthenticationError) as caught:
-                async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, auth_grace=1) as realtime:
+                async with open_realtime(
+                    kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(auth_grace=1)
+                ) as realtime:
                     await trio.sleep(20)
                     kadoa.publish()
                     await realtime.events.receive()
@@ -360,10 +370,6 @@ async def test_closing_the_last_handle_stops_the_client(autojump_clock: Any, pai
         {"endpoints": Endpoints(public_api="https://user:password@api.example")},
         {"endpoints": Endpoints(websocket="wss://realtime.example?access_token=secret")},
         {"endpoints": Endpoints(websocket="https://realtime.example")},
-        {"heartbeat_timeout": 0},
-        {"heartbeat_timeout": float("nan")},
-        {"max_buffered_events": 0},
-        {"dedupe_window": 10},
         {"event_types": "workflow_failed"},
         {"workflow_ids": []},
         {"resume_from": ""},
@@ -392,7 +398,7 @@ async def test_missing_key_is_a_clear_error(autojump_clock: Any, monkeypatch: py
 async def test_no_secret_in_any_log_or_repr(autojump_clock: Any, pair: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     shown: list[str] = []
-    async with pair(connect_timeout=30) as (kadoa, realtime):
+    async with pair(timeouts=Timeouts(connect=30)) as (kadoa, realtime):
         for fault in TRANSIENT:
             await trio.sleep(20)
             kadoa.faults = Faults(**fault)
@@ -499,7 +505,7 @@ async def test_half_open_old_connection_and_reset_new_one(autojump_clock: Any, p
 
 
 async def test_old_connection_that_never_closes_is_retired(autojump_clock: Any, pair: Any) -> None:
-    async with pair(overlap_limit=60) as (kadoa, realtime):
+    async with pair(timeouts=Timeouts(overlap=60)) as (kadoa, realtime):
         await trio.sleep(30)
         kadoa.newest.drain(100)
         await kadoa.wait_subscribed(2)
@@ -577,11 +583,11 @@ async def test_silent_connection_is_lost_after_the_heartbeat_timeout(autojump_cl
         sent = kadoa.publish_many(3)
         assert await take(realtime, 3) == ids(sent)
         assert 15 <= trio.current_time() - began <= 32
-        assert "heartbeat_timeout" in str(kinds(notices(realtime), Lost)[0])
+        assert "Timeouts.heartbeat" in str(kinds(notices(realtime), Lost)[0])
 
 
 async def test_first_frame_never_coming_is_a_failure(autojump_clock: Any, pair: Any) -> None:
-    async with pair(connect_timeout=600) as (kadoa, _realtime):
+    async with pair(timeouts=Timeouts(connect=600)) as (kadoa, _realtime):
         kadoa.newest.go_silent()
         with trio.fail_after(70):
             await kadoa.wait_subscribed(2)
@@ -626,8 +632,10 @@ async def test_malformed_frames_cost_nothing(autojump_clock: Any, pair: Any) -> 
 async def test_message_too_large_twice_is_fatal(autojump_clock: Any) -> None:
     async with open_simulated_kadoa() as kadoa:
         began = trio.current_time()
-        with pytest.raises(MessageTooLargeError, match=r"10,000.*max_message_size") as caught:
-            async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, max_message_size=10_000) as realtime:
+        with pytest.raises(MessageTooLargeError, match=r"10,000.*Limits\.message_size") as caught:
+            async with open_realtime(
+                kadoa.api_key, endpoints=kadoa.endpoints, limits=Limits(message_size=10_000)
+            ) as realtime:
                 await kadoa.wait_subscribed(1)
                 sent = kadoa.publish_many(2)
                 kadoa.publish("workflow_data_change", {"data": "x" * 20_000})
@@ -639,7 +647,7 @@ async def test_message_too_large_twice_is_fatal(autojump_clock: Any) -> None:
 
 
 async def test_message_too_large_once_is_survived(autojump_clock: Any, pair: Any) -> None:
-    async with pair(max_message_size=10_000) as (kadoa, realtime):
+    async with pair(limits=Limits(message_size=10_000)) as (kadoa, realtime):
         kadoa.newest.send_raw("x" * 20_000)
         await kadoa.wait_subscribed(2)
         sent = kadoa.publish_many(2)
@@ -669,7 +677,7 @@ async def test_refused_cursor_is_told_from_a_sick_server_and_dropped(autojump_cl
 
 
 async def test_events_held_on_trial_are_not_lost(autojump_clock: Any, pair: Any) -> None:
-    async with pair(max_buffered_events=5) as (kadoa, realtime), trio.open_nursery() as nursery:
+    async with pair(limits=Limits(buffered_events=5)) as (kadoa, realtime), trio.open_nursery() as nursery:
         kadoa.publish()
         await trio.sleep(30)
         received = await take(realtime, 1)
@@ -991,7 +999,7 @@ async def test_second_task_on_one_handle_is_told_to_clone(autojump_clock: Any, p
 
 
 async def test_workers_compete_and_every_event_is_handled_once(autojump_clock: Any, pair: Any) -> None:
-    async with pair(max_buffered_events=10) as (kadoa, realtime):
+    async with pair(limits=Limits(buffered_events=10)) as (kadoa, realtime):
         handled: list[str] = []
 
         async def work(events: kadoa_trio.EventChannel, pace: float) -> None:
@@ -1012,7 +1020,7 @@ async def test_workers_compete_and_every_event_is_handled_once(autojump_clock: A
 
 
 async def test_buffer_is_bounded_by_events_and_reading_goes_on(autojump_clock: Any, pair: Any) -> None:
-    async with pair(max_buffered_events=20) as (kadoa, realtime):
+    async with pair(limits=Limits(buffered_events=20)) as (kadoa, realtime):
         sent = kadoa.publish_many(100)
         await trio.sleep(HOUR)
         statistics = realtime.events.statistics()
@@ -1022,7 +1030,7 @@ async def test_buffer_is_bounded_by_events_and_reading_goes_on(autojump_clock: A
 
 
 async def test_buffer_is_bounded_by_bytes_and_lets_a_giant_in_alone(autojump_clock: Any, pair: Any) -> None:
-    async with pair(max_buffered_bytes=10_000) as (kadoa, realtime):
+    async with pair(limits=Limits(buffered_bytes=10_000)) as (kadoa, realtime):
         sent = [kadoa.publish("news", {"x": "y" * size}) for size in (4_000, 4_000, 4_000, 50_000, 100)]
         await trio.testing.wait_all_tasks_blocked()
         assert realtime.events.statistics().buffered_events == 2
@@ -1033,7 +1041,7 @@ async def test_buffer_is_bounded_by_bytes_and_lets_a_giant_in_alone(autojump_clo
 
 
 async def test_too_much_unsettled_pauses_admission_and_says_which_event(autojump_clock: Any, pair: Any) -> None:
-    async with pair(max_unsettled=10) as (kadoa, realtime):
+    async with pair(limits=Limits(unsettled=10)) as (kadoa, realtime):
         worker = realtime.events.clone()
         sent = kadoa.publish_many(30)
         stuck = await worker.receive()

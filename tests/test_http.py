@@ -28,7 +28,7 @@ import trio.testing
 from _loopback import chain, everything_said, read_head, server_tls, serving, trusting_tls
 from _memory import MemoryServers
 
-from kadoa_trio import __version__
+from kadoa_trio import Timeouts, __version__
 from kadoa_trio._errors import (
     AttemptError,
     AuthenticationError,
@@ -412,7 +412,7 @@ async def test_slow_server_meets_one_deadline_for_the_whole(stage: str) -> None:
 
     async with serving(handler) as port:
         started = trio.current_time()
-        error = await failure(plain(port, token_timeout=0.2))
+        error = await failure(plain(port, timeouts=Timeouts(token=0.2)))
         assert 0.19 < trio.current_time() - started < 5
     assert type(error) is AttemptError
     assert str(error) == "token: no answer within 0.2 s"
@@ -420,7 +420,7 @@ async def test_slow_server_meets_one_deadline_for_the_whole(stage: str) -> None:
 
 async def test_refusal_whose_body_stalls_is_known_by_its_status() -> None:
     async with serving(answering(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 500\r\n\r\nno")) as port:
-        error = await failure(plain(port, token_timeout=0.2))
+        error = await failure(plain(port, timeouts=Timeouts(token=0.2)))
     assert isinstance(error, AuthenticationError)
     assert error.server_message == "no"
 

@@ -19,6 +19,7 @@ from kadoa_trio import (
     Event,
     MemoryCursorStore,
     OtherMessage,
+    Timeouts,
     WorkflowDataChange,
     WorkflowFailed,
     WorkflowFinished,
@@ -259,7 +260,7 @@ async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any) -> 
     async with (
         # A heartbeat every 15 s is 40,000 of them, which cost ten times what is tested here.
         open_simulated_kadoa(heartbeat_interval=300) as kadoa,
-        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, heartbeat_timeout=700) as realtime,
+        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(heartbeat=700)) as realtime,
     ):
         await kadoa.wait_subscribed(1)
         async with receiving(realtime) as received, trio.open_nursery() as nursery:

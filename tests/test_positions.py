@@ -22,11 +22,13 @@ from kadoa_trio import (
     CursorStore,
     CursorStoreError,
     GapReason,
+    Limits,
     MemoryCursorStore,
     OwnershipLostError,
     Position,
     Realtime,
     SQLiteCursorStore,
+    Timeouts,
     open_realtime,
 )
 from kadoa_trio.notices import (
@@ -251,7 +253,7 @@ async def test_start_that_is_cut_short_while_loading_saves_nothing(how: str, aut
                 nursery.cancel_scope.cancel()
         else:
             with pytest.raises(ConnectionFailedError):
-                await enter(kadoa, store, connect_timeout=5)
+                await enter(kadoa, store, timeouts=Timeouts(connect=5))
         assert store.inner.position() == position
         store.load_delay = 0
         async with connect(kadoa, cursor_store=store):  # and it was given up
@@ -473,7 +475,10 @@ async def test_save_that_hangs_counts_as_failed(autojump_clock: Clock) -> None:
 
 async def test_admission_pauses_when_too_much_is_unsaved(autojump_clock: Clock) -> None:
     store = FaultyStore()
-    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store, max_unsaved=5) as realtime:
+    async with (
+        open_simulated_kadoa() as kadoa,
+        connect(kadoa, cursor_store=store, limits=Limits(unsaved=5)) as realtime,
+    ):
         store.fault = CursorStoreError("disk full")
         kadoa.publish_many(20)
         async with receiving(realtime) as received:
@@ -492,7 +497,10 @@ async def test_admission_pauses_when_too_much_is_unsaved(autojump_clock: Clock) 
 async def test_unsaved_events_are_bounded_before_the_first_save(autojump_clock: Clock) -> None:
     store = FaultyStore()
     store.fault, store.fault_after = CursorStoreError("disk full"), 1  # that of the first start
-    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store, max_unsaved=10) as realtime:
+    async with (
+        open_simulated_kadoa() as kadoa,
+        connect(kadoa, cursor_store=store, limits=Limits(unsaved=10)) as realtime,
+    ):
         kadoa.publish_many(101)
         async with receiving(realtime) as received:
             await trio.sleep(120)
@@ -508,7 +516,10 @@ async def test_unsaved_events_are_bounded_before_the_first_save(autojump_clock: 
 async def test_event_in_hand_counts_towards_what_may_be_unsaved(autojump_clock: Clock) -> None:
     # What was admitted may be settled before the next save; what was given back is not admitted twice.
     store = FaultyStore()
-    async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store, max_unsaved=3) as realtime:
+    async with (
+        open_simulated_kadoa() as kadoa,
+        connect(kadoa, cursor_store=store, limits=Limits(unsaved=3)) as realtime,
+    ):
         await trio.sleep(1)
         store.fault = CursorStoreError("disk full")
         kadoa.publish_many(9)

@@ -21,9 +21,11 @@ from kadoa_trio import (
     CursorSession,
     CursorStoreError,
     EventChannel,
+    Limits,
     MemoryCursorStore,
     Position,
     Realtime,
+    Timeouts,
     open_realtime,
 )
 from kadoa_trio.notices import State
@@ -165,12 +167,14 @@ def check_bounds(kadoa: SimulatedKadoa, realtime: Realtime) -> None:
     program=st.lists(st.tuples(operations, st.integers(0, 2)), max_size=25),
     hows=consumers,
     options=st.fixed_dictionaries(
-        {},
-        optional={
-            "max_buffered_events": st.sampled_from([1, 5, 1000]),
-            "max_unsettled": st.sampled_from([1, 7, 1000]),
-            "overlap_limit": st.sampled_from([1.0, 60.0]),
-        },
+        {
+            "limits": st.builds(
+                Limits,
+                buffered_events=st.sampled_from([1_000, 1, 5]),
+                unsettled=st.sampled_from([10_000, 1, 7, 1_000]),
+            ),
+            "timeouts": st.builds(Timeouts, overlap=st.sampled_from([60.0, 1.0])),
+        }
     ),
 )
 def test_any_schedule_ends_with_every_event_handled_once(
@@ -225,7 +229,11 @@ async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], m
         async def life(program: list[tuple[tuple[Any, ...], int]], last: bool) -> None:
             made = len(kadoa.subscribed)
             async with open_realtime(
-                kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store, connect_timeout=1e6, repair_gaps=repair
+                kadoa.api_key,
+                endpoints=kadoa.endpoints,
+                cursor_store=store,
+                timeouts=Timeouts(connect=1e6),
+                repair_gaps=repair,
             ) as realtime:
                 await kadoa.wait_subscribed(made + 1)
                 drawn = Program(kadoa, realtime)

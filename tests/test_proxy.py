@@ -9,7 +9,7 @@ import trio
 from _loopback import accept, frame, read_head, server_tls, serving, trusting_tls
 from conftest import Leaks
 
-from kadoa_trio import ConfigurationError, Endpoints
+from kadoa_trio import ConfigurationError, Endpoints, Timeouts
 from kadoa_trio._errors import AttemptError
 from kadoa_trio._net._proxy import Proxy, ProxyError, find_proxy, open_tunnel, proxy_secrets
 from kadoa_trio._net._socket import open_socket
@@ -214,7 +214,7 @@ async def test_proxy_that_hangs_meets_the_deadline(monkeypatch: pytest.MonkeyPat
     async with serving(hang) as at:
         monkeypatch.setenv("https_proxy", f"http://localhost:{at}")
         with trio.fail_after(60), pytest.raises(AttemptError, match=r"no answer within 0\.5 s"):
-            async with open_through("wss://far.example", handshake_timeout=0.5):
+            async with open_through("wss://far.example", timeouts=Timeouts(handshake=0.5)):
                 raise AssertionError("it is open")
 
 

@@ -20,7 +20,19 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kadoa_trio import Event, Gap, GapReason, MemoryCursorStore, Position, Realtime, RetryPolicy, _client, open_realtime
+from kadoa_trio import (
+    Event,
+    Gap,
+    GapReason,
+    Limits,
+    MemoryCursorStore,
+    Position,
+    Realtime,
+    RetryPolicy,
+    Timeouts,
+    _client,
+    open_realtime,
+)
 from kadoa_trio._engine import _repair
 from kadoa_trio._engine._ledger import MAX_GAPS
 from kadoa_trio._engine._repair import channel_types
@@ -32,9 +44,8 @@ from kadoa_trio.workspace import _notifications
 HOUR = 3600.0
 OPTIONS: dict[str, Any] = {
     "repair_gaps": True,
-    "heartbeat_timeout": 1_000.0,
-    "connect_timeout": 1e6,
-    "max_connection_age": math.inf,  # without cursors, each replacement in a quiet workspace is a gap
+    # Without cursors, each replacement in a quiet workspace is a gap.
+    "timeouts": Timeouts(heartbeat=1_000.0, connect=1e6, max_age=math.inf),
     "retry": RetryPolicy(initial=2.0, maximum=5.0),
 }
 LAST_TRY = sum(_repair.REPAIR_DELAYS) + 30
@@ -700,7 +711,7 @@ async def test_log_whose_pages_never_fit_together_repairs_nothing(autojump_clock
 
 
 async def test_later_try_does_not_hand_out_again_what_the_ledger_has_forgotten(autojump_clock: Any) -> None:
-    async with world(max_buffered_events=100, max_unsettled=100, dedupe_window=200) as one:
+    async with world(limits=Limits(buffered_events=100, unsettled=100, dedupe_window=200)) as one:
         one.publish()
         missed = await one.lose(20)
         for _ in range(500):
@@ -726,7 +737,7 @@ async def test_page_that_is_too_long_is_read_in_parts(autojump_clock: Any, monke
 
 @pytest.mark.parametrize("oldest_first", [False, True])
 async def test_more_than_memory_takes_is_handed_out_in_order(oldest_first: bool, autojump_clock: Any) -> None:
-    async with world(max_buffered_bytes=3_000) as one:
+    async with world(limits=Limits(buffered_bytes=3_000)) as one:
         one.kadoa.faults.log_oldest_first = oldest_first
         one.publish()
         async with one.outage():

@@ -30,9 +30,11 @@ from kadoa_trio import (
     Endpoints,
     FailedForward,
     KadoaError,
+    Limits,
     MessageTooLargeError,
     RequestRefusedError,
     RetryPolicy,
+    Timeouts,
     open_forwarder,
     open_realtime,
 )
@@ -170,8 +172,8 @@ async def test_no_fault_shows_a_secret(autojump_clock: Any, leaks: Leaks, fault:
         error = await failure(
             leaks,
             endpoints=Endpoints(network=servers, **addresses),
-            max_message_size=2_000,
-            connect_timeout=12,
+            limits=Limits(message_size=2_000),
+            timeouts=Timeouts(connect=12),
             retry=RetryPolicy(initial=3, maximum=3),
         )
     assert isinstance(error, kind)
@@ -297,7 +299,7 @@ async def test_password_that_a_proxy_repeats_is_not_shown(
                     leaks,
                     endpoints=Endpoints(public_api=f"{scheme}://far.example", websocket="wss://far.example"),
                     allow_insecure=True,
-                    connect_timeout=0.2,
+                    timeouts=Timeouts(connect=0.2),
                 )
                 assert isinstance(error, (ConnectionFailedError, RequestRefusedError))
                 # The WebSocket's own way.

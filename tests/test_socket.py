@@ -36,7 +36,7 @@ from _loopback import (
     upgrade,
 )
 
-from kadoa_trio import __version__
+from kadoa_trio import Limits, Timeouts, __version__
 from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
 from kadoa_trio._net._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
 from kadoa_trio._redact import Secret
@@ -73,7 +73,7 @@ def no_bytes(_count: int) -> None:
 def dial(port: int, *, secure: bool = False, path: str = "", host: str = "127.0.0.1", **options: Any) -> Any:
     url = f"{'wss' if secure else 'ws'}://{host}:{port}{path}"
     on_bytes = options.pop("on_bytes", no_bytes)
-    options.setdefault("handshake_timeout", PATIENCE)
+    options.setdefault("timeouts", Timeouts(handshake=PATIENCE))
     settings = Settings(endpoints=Endpoints(websocket=url), **options)
     return open_socket(url, token=Secret(TOKEN), settings=settings, on_bytes=on_bytes, wall_clock=lambda: NOW)
 
@@ -176,7 +176,7 @@ async def test_server_that_never_answers_the_upgrade() -> None:
         await trio.sleep_forever()
 
     async with serving(handler) as port:
-        error = await opening_fails(dial(port, handshake_timeout=0.2))
+        error = await opening_fails(dial(port, timeouts=Timeouts(handshake=0.2)))
     assert isinstance(error, AttemptError)
     assert (error.step, error.reason, error.status) == ("handshake", "no answer within 0.2 s", None)
 
@@ -190,7 +190,7 @@ async def test_server_that_sends_an_endless_answer_slowly() -> None:
             await trio.sleep(0.02)
 
     async with serving(handler) as port:
-        error = await opening_fails(dial(port, handshake_timeout=0.2))
+        error = await opening_fails(dial(port, timeouts=Timeouts(handshake=0.2)))
     assert isinstance(error, AttemptError)
     assert (error.step, error.reason) == ("handshake", "no answer within 0.2 s")
 
@@ -203,7 +203,7 @@ async def answered(answer: bytes, *, then_close: bool = True) -> KadoaError:
             await trio.sleep_forever()
 
     async with serving(handler) as port:
-        return await opening_fails(dial(port, handshake_timeout=0.4))
+        return await opening_fails(dial(port, timeouts=Timeouts(handshake=0.4)))
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
@@ -280,7 +280,7 @@ async def test_refusal_without_end_is_read_to_the_limit_only(autojump_clock: tri
 
     network = MemoryNetwork(server)
     async with network.running():
-        error = await opening_fails(network.open(handshake_timeout=30))
+        error = await opening_fails(network.open(timeouts=Timeouts(handshake=30)))
     assert isinstance(error, AttemptError)
     assert (error.status, error.retry_after, error.reason) == (503, 3.0, "HTTP 503: back soon")
     assert sent < 200_000
@@ -314,7 +314,7 @@ async def test_stalled_refusal_ends_before_the_timeout(autojump_clock: trio.test
     network = MemoryNetwork(server)
     began = trio.current_time()
     async with network.running():
-        error = await opening_fails(network.open(handshake_timeout=30))
+        error = await opening_fails(network.open(timeouts=Timeouts(handshake=30)))
     assert isinstance(error, AttemptError)
     assert error.status == 503
     assert trio.current_time() - began == pytest.approx(1.0)
@@ -397,7 +397,9 @@ async def test_tls_with_a_trusted_certificate() -> None:
     for host in ("127.0.0.1", "localhost"):
         async with (
             serving(handler, tls=server_tls(host)) as port,
-            dial(port, secure=True, host=host, ssl_context=trusting_tls(), handshake_timeout=PATIENCE) as opened,
+            dial(
+                port, secure=True, host=host, ssl_context=trusting_tls(), timeouts=Timeouts(handshake=PATIENCE)
+            ) as opened,
         ):
             with trio.fail_after(PATIENCE):
                 assert await opened.receive() == "hello"
@@ -410,7 +412,7 @@ async def test_tls_with_an_unknown_authority_is_named() -> None:
 
     async with serving(handler, tls=server_tls("127.0.0.1")) as port:
         # Without a context of the caller's: the default one, too, refuses it.
-        error = await opening_fails(dial(port, secure=True, handshake_timeout=PATIENCE))
+        error = await opening_fails(dial(port, secure=True, timeouts=Timeouts(handshake=PATIENCE)))
     assert isinstance(error, AttemptError)
     assert error.step == "tls"
     assert error.reason.startswith("certificate refused: ")
@@ -423,7 +425,7 @@ async def test_tls_with_a_certificate_for_another_host_is_named() -> None:
 
     async with serving(handler, tls=server_tls("elsewhere.invalid")) as port:
         error = await opening_fails(
-            dial(port, secure=True, host="localhost", ssl_context=trusting_tls(), handshake_timeout=PATIENCE)
+            dial(port, secure=True, host="localhost", ssl_context=trusting_tls(), timeouts=Timeouts(handshake=PATIENCE))
         )
     assert isinstance(error, AttemptError)
     assert error.step == "tls"
@@ -436,7 +438,7 @@ async def test_tls_to_a_plain_server() -> None:
         await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     async with serving(handler) as port:
-        error = await opening_fails(dial(port, secure=True, handshake_timeout=PATIENCE))
+        error = await opening_fails(dial(port, secure=True, timeouts=Timeouts(handshake=PATIENCE)))
     assert isinstance(error, AttemptError)
     assert (error.step, error.reason) == ("tls", "TLS failed: wrong version number")
 
@@ -449,7 +451,9 @@ async def test_tls_handshake_that_does_not_end(hang: bool) -> None:
             await trio.sleep_forever()
 
     async with serving(handler) as port:
-        error = await opening_fails(dial(port, secure=True, ssl_context=trusting_tls(), handshake_timeout=0.2))
+        error = await opening_fails(
+            dial(port, secure=True, ssl_context=trusting_tls(), timeouts=Timeouts(handshake=0.2))
+        )
     assert isinstance(error, AttemptError)
     assert error.step == "tls"
     assert (error.reason == "no answer within 0.2 s") is hang
@@ -463,7 +467,7 @@ async def test_tls_stream_that_ends_without_close_notification() -> None:
 
     async with (
         serving(handler, tls=server_tls("127.0.0.1")) as port,
-        dial(port, secure=True, ssl_context=trusting_tls(), handshake_timeout=PATIENCE) as opened,
+        dial(port, secure=True, ssl_context=trusting_tls(), timeouts=Timeouts(handshake=PATIENCE)) as opened,
     ):
         assert (await ends(opened)).kind is EndKind.LOST
 
@@ -532,13 +536,13 @@ async def test_frame_that_breaks_the_protocol(sent: bytes, code: int) -> None:
 
 @pytest.mark.parametrize("more", [b"", frame(b"y" * 2000), frame(b"y" * 2000) * 5, CLOSE_1000, frame(b"", opcode=9)])
 async def test_message_that_is_too_large(more: bytes) -> None:
-    end = await ended_by(frame(b"x" * 1001) + more, max_message_size=1000)
+    end = await ended_by(frame(b"x" * 1001) + more, limits=Limits(message_size=1000))
     assert end == SocketEnd(EndKind.TOO_LARGE, 1009, "Exceeded maximum message size: 1000 bytes")
 
 
 async def test_message_in_fragments_that_is_too_large() -> None:
     first, second = frame(b"x" * 600, final=False), frame(b"x" * 600, opcode=0)
-    assert (await ended_by(first + second, max_message_size=1000)).kind is EndKind.TOO_LARGE
+    assert (await ended_by(first + second, limits=Limits(message_size=1000))).kind is EndKind.TOO_LARGE
 
 
 async def test_messages_before_one_that_is_too_large_are_received() -> None:
@@ -546,7 +550,7 @@ async def test_messages_before_one_that_is_too_large_are_received() -> None:
         await accept(stream, b"".join(frame(b"%d" % n) for n in range(5)) + frame(b"x" * 1001))
         await trio.sleep_forever()
 
-    async with serving(handler) as port, dial(port, max_message_size=1000) as opened:
+    async with serving(handler) as port, dial(port, limits=Limits(message_size=1000)) as opened:
         await trio.sleep(0.05)  # so that the reader gets as far as it can; real time, as the bytes are
         for n in range(5):
             assert await opened.receive() == str(n)
@@ -944,7 +948,7 @@ async def test_deadline_of_the_caller_is_a_cancellation_and_not_a_time_out(
         for seconds in (3, 10):  # the second one at the very moment of ours
             with trio.move_on_after(seconds) as scope:
                 with suppress(AttemptError):
-                    async with network.open(handshake_timeout=10):
+                    async with network.open(timeouts=Timeouts(handshake=10)):
                         pytest.fail("it opened")
                 assert seconds == 10
             assert scope.cancelled_caught or seconds == 10

@@ -20,9 +20,11 @@ from kadoa_trio import (
     AuthenticationError,
     ConfigurationError,
     GapReason,
+    Limits,
     MemoryCursorStore,
     Realtime,
     RequestRefusedError,
+    Timeouts,
     open_realtime,
 )
 from kadoa_trio.notices import (
@@ -170,7 +172,7 @@ async def test_broken_promise_to_resume_is_reported_when_the_replacement_dies_yo
     assert [notice.gap.reason for notice in notices(realtime, PossibleGap)] == [GapReason.NOT_PROMISED]
 
 
-@scenario(pace=3.0, max_buffered_events=1, overlap_limit=20.0)
+@scenario(pace=3.0, limits=Limits(buffered_events=1), timeouts=Timeouts(overlap=20.0))
 async def test_old_connection_is_not_retired_while_the_program_does_not_read(
     kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer
 ) -> None:
@@ -208,8 +210,8 @@ def test_reset_while_the_oldest_connection_makes_place_leaves_no_deaf_client(del
 
 
 async def test_age_at_which_no_heartbeat_could_have_come_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="twice heartbeat_timeout"):
-        async with open_realtime("key-0123456789", heartbeat_timeout=30.0, max_connection_age=59.0):
+    with pytest.raises(ConfigurationError, match=r"twice Timeouts\.heartbeat"):
+        async with open_realtime("key-0123456789", timeouts=Timeouts(heartbeat=30.0, max_age=59.0)):
             pytest.fail("it opened")
 
 
@@ -225,7 +227,7 @@ async def begin_check(kadoa: SimulatedKadoa) -> Any:
     return next(one for one in kadoa.connections if one.subscribed)
 
 
-@scenario(pace=4.0, max_buffered_events=2)
+@scenario(pace=4.0, limits=Limits(buffered_events=2))
 async def test_probe_that_is_reset_while_its_events_wait_for_space_ends_nothing(
     kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer
 ) -> None:
@@ -368,7 +370,7 @@ async def test_connections_closed_without_an_event_are_failures(
     assert len(kadoa.attempt_times) - made < 20
 
 
-@scenario(max_connection_age=3600.0)
+@scenario(timeouts=Timeouts(max_age=3600.0))
 async def test_subscription_that_is_lost_behind_heartbeats_is_noticed_at_the_maximum_age(
     kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer
 ) -> None:
@@ -462,7 +464,7 @@ async def test_blocked_event_loop_does_not_cost_a_healthy_connection() -> None:
     # In real time: Trio's clock must go on while nothing else does.
     async with (
         open_simulated_kadoa(heartbeat_interval=0.2) as kadoa,
-        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, heartbeat_timeout=1.0) as realtime,
+        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(heartbeat=1.0)) as realtime,
     ):
         await kadoa.wait_subscribed(1)
         await realtime.wait_live()

@@ -84,9 +84,9 @@ class Intake:
     ) -> None:
         self._settings = settings
         # Looked up for every event.
-        self._max_events = settings.max_buffered_events
-        self._max_bytes = settings.max_buffered_bytes
-        self._max_unsettled = settings.max_unsettled
+        self._max_events = settings.limits.buffered_events
+        self._max_bytes = settings.limits.buffered_bytes
+        self._max_unsettled = settings.limits.unsettled
         self._max_settled = math.inf
         self._in_hand = 0  # put and not settled: once admitted, an event may be settled before the next save
         self._ledger = ledger
@@ -120,8 +120,8 @@ class Intake:
         ) or self.closed
 
     def saved(self, count: int) -> None:
-        """Record that the position covers the first *count* settlements; maximum unsaved after it: ``max_unsaved``."""
-        self._max_settled = count + self._settings.max_unsaved
+        """Record that the position covers the first *count* settlements; maximum unsaved after it: `Limits.unsaved`."""
+        self._max_settled = count + self._settings.limits.unsaved
         if self._waiting or self._paused:
             self._make_room()
 
@@ -144,7 +144,7 @@ class Intake:
             self._reporter.publish(AdmissionPaused, oldest=ledger.oldest_unsettled, unsettled=ledger.unsettled)
         elif ledger.settled_count >= self._max_settled:
             self._paused = True
-            unsaved = self._settings.max_unsaved
+            unsaved = self._settings.limits.unsaved
             self._reporter.publish(AdmissionPaused, oldest=None, unsettled=ledger.unsettled, unsaved=unsaved)
 
     def put(self, event: Event, entry: Entry) -> None:
@@ -238,24 +238,24 @@ class Intake:
         settings, ledger = self._settings, self._ledger
         if self._paused and (
             ledger.unsettled <= _LOW_WATER * self._max_unsettled
-            and self._max_settled - ledger.settled_count >= (1 - _LOW_WATER) * settings.max_unsaved
+            and self._max_settled - ledger.settled_count >= (1 - _LOW_WATER) * settings.limits.unsaved
         ):
             # Not earlier: where a consumer is behind, each event that it settles would end a pause and begin another.
             self._paused = False
         if (
-            self._events <= _LOW_WATER * settings.max_buffered_events
-            and self._bytes <= _LOW_WATER * settings.max_buffered_bytes
+            self._events <= _LOW_WATER * settings.limits.buffered_events
+            and self._bytes <= _LOW_WATER * settings.limits.buffered_bytes
         ):
             self._room.unpark_all()
 
     def statistics(self) -> EventChannelStatistics:
         return EventChannelStatistics(
             buffered_events=self._events,
-            max_buffered_events=self._settings.max_buffered_events,
+            max_buffered_events=self._settings.limits.buffered_events,
             buffered_bytes=self._bytes,
-            max_buffered_bytes=self._settings.max_buffered_bytes,
+            max_buffered_bytes=self._settings.limits.buffered_bytes,
             unsettled=self._ledger.unsettled,
-            max_unsettled=self._settings.max_unsettled,
+            max_unsettled=self._settings.limits.unsettled,
             oldest_unsettled=self._ledger.oldest_unsettled,
             open_handles=self._handles,
             tasks_waiting_receive=self._receive.statistics().tasks_waiting_receive,

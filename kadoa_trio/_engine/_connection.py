@@ -71,9 +71,9 @@ class EndReason(enum.Enum):
 
     CLOSED = "closed by the server"
     LOST = "broken"
-    TOO_LARGE = "a message over max_message_size"
+    TOO_LARGE = "a message over Limits.message_size"
     PROTOCOL = "the server broke the WebSocket protocol"
-    SILENT = "no frame within heartbeat_timeout"
+    SILENT = "no frame within Timeouts.heartbeat"
     RETIRED = "retired"
     LEFT = "left"
 
@@ -314,7 +314,7 @@ class Connection:
                     with_cursor=self._hold is None,
                 )
                 self._received_before = shared.received
-                age = settings.max_connection_age * shared.rng.uniform(1 - _AGE_JITTER, 1)
+                age = settings.timeouts.max_age * shared.rng.uniform(1 - _AGE_JITTER, 1)
                 self.renew_at = trio.current_time() + age
                 try:
                     await self._subscribe(socket, token.team_id)
@@ -334,7 +334,7 @@ class Connection:
             self.closed.set()
 
     async def _subscribe(self, socket: Socket, team_id: str) -> None:
-        timeout = self._shared.settings.handshake_timeout
+        timeout = self._shared.settings.timeouts.handshake
         with trio.move_on_after(timeout):
             try:
                 await socket.send(subscribe(team_id, self.cursor))
@@ -357,8 +357,8 @@ class Connection:
         return End(EndReason.RETIRED, self._why_retired)
 
     async def _read_while_alive(self, socket: Socket) -> End:
-        """Read until the connection ends, or no frame has come within ``heartbeat_timeout``."""
-        timeout = self._shared.settings.heartbeat_timeout
+        """Read until the connection ends, or no frame has come within `Timeouts.heartbeat`."""
+        timeout = self._shared.settings.timeouts.heartbeat
         self._asked = self._not_before = self._caught_up = self._shared.reporter.moment()
         self._last_frame = self._asked[1]
         self._heartbeat.deadline = self._last_frame + timeout
@@ -380,7 +380,7 @@ class Connection:
     async def _read(self, socket: Socket) -> End:
         shared = self._shared
         reporter, ledger = shared.reporter, shared.ledger
-        timeout = shared.settings.heartbeat_timeout
+        timeout = shared.settings.timeouts.heartbeat
         slack = timeout * _HEARTBEAT_SLACK
         while True:
             try:
@@ -518,7 +518,7 @@ class Connection:
         if self._retire_left is not None:
             self._life.deadline = now + self._retire_left
             self._retire_left = None
-        self._heartbeat.deadline = now + self._shared.settings.heartbeat_timeout
+        self._heartbeat.deadline = now + self._shared.settings.timeouts.heartbeat
         self._far_enough = 0.0
         self._last_frame = now
         self._resumed.set()
@@ -534,7 +534,7 @@ class Connection:
         if self._progress < _PROGRESS or not self._last_frame:
             return
         self._progress = 0
-        timeout = self._shared.settings.heartbeat_timeout
+        timeout = self._shared.settings.timeouts.heartbeat
         now = trio.current_time()
         limit = self._last_frame + MESSAGE_ALLOWANCE * timeout
         if self._heartbeat.deadline - now < timeout and not self._pauses:
@@ -548,14 +548,16 @@ class Connection:
     async def _watch(self) -> None:
         """Watch for when the connection is stable, and for when the ledger can rely on what it delivered."""
         shared = self._shared
-        ledger, interval = shared.ledger, shared.settings.stable_after / _LOOKS
+        ledger, interval = shared.ledger, shared.settings.timeouts.stable_after / _LOOKS
         await self.confirmed.wait()
         next_look = trio.current_time() + interval
         while not (self.stable and ledger.trusts(self.generation)):
             if self._pauses:
                 await self._resumed.wait()
                 continue
-            stable_at = math.inf if self.stable else self._confirmed_at + self._waited + shared.settings.stable_after
+            stable_at = (
+                math.inf if self.stable else self._confirmed_at + self._waited + shared.settings.timeouts.stable_after
+            )
             due = min(stable_at, next_look)
             await trio.sleep_until(due)
             now = trio.current_time()
@@ -566,7 +568,7 @@ class Connection:
                 self._count_as_waited(now - due)
                 next_look = now + interval
                 continue
-            if not self.stable and now >= self._confirmed_at + self._waited + shared.settings.stable_after:
+            if not self.stable and now >= self._confirmed_at + self._waited + shared.settings.timeouts.stable_after:
                 self.stable = True
                 self.lasting.set()
                 shared.reporter.publish(Stable, generation=self.generation)

@@ -265,7 +265,7 @@ class Ledger:
         window: how many ids are remembered, at least. What is unsettled is
             never forgotten.
         position: where an earlier run stood, if this one resumes.
-        stable_after: the option of that name, in seconds.
+        stable_after: `Timeouts.stable_after`, in seconds.
     """
 
     def __init__(self, window: int, position: Position | None = None, *, stable_after: float = STABLE_AFTER) -> None:

@@ -57,7 +57,7 @@ class Keeper:
         """Saves that succeeded."""
         self.failures: int = 0
         """Saves that failed."""
-        # `max_unsaved` holds from the first event on.
+        # `Limits.unsaved` holds from the first event on.
         on_saved(0)
 
     @property

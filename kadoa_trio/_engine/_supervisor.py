@@ -186,7 +186,7 @@ class Supervisor:
 
     async def _establish(self, not_before: float = 0.0, *, hold: Hold | None = None) -> Connection:
         """Make attempts until one is subscribed, and return it; the older ones are read meanwhile."""
-        deadline = math.inf if self._confirmed() else self._started_at + self._settings.connect_timeout
+        deadline = math.inf if self._confirmed() else self._started_at + self._settings.timeouts.connect
         connection: Connection | None = None
         with trio.move_on_at(deadline):
             while connection is None:
@@ -284,7 +284,7 @@ class Supervisor:
             return math.inf
         if self._refused_since is None:
             self._refused_since = now
-        grace = self._refused_since + self._settings.auth_grace - now
+        grace = self._refused_since + self._settings.timeouts.auth_grace - now
         if grace <= 0:
             raise exc
         self._shared.reporter.publish(Refused, generation=self._generation, why=str(exc), grace=grace)
@@ -301,7 +301,7 @@ class Supervisor:
         self._last_failure = AttemptError("subscribe", str(end))
         if end.reason is EndReason.TOO_LARGE:
             if self._admitted_at_too_large == self._shared.received:
-                raise MessageTooLargeError(self._settings.max_message_size)
+                raise MessageTooLargeError(self._settings.limits.message_size)
             self._admitted_at_too_large = self._shared.received
 
     # ---- retiring ----------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ class Supervisor:
             if not healthy:
                 older.spare()
             elif not older.retiring:
-                older.retire("replaced", after=self._settings.overlap_limit)
+                older.retire("replaced", after=self._settings.timeouts.overlap)
 
     async def _make_place(self) -> None:
         """Keep the bound of sockets: retire the oldest connection, and wait until it is gone."""
@@ -389,7 +389,7 @@ class Supervisor:
         """Return where the events of a probe are held: what an earlier probe brought is kept in order before them."""
         if self._hold is None or self._hold.released.is_set():
             settings = self._settings
-            self._hold = Hold(settings.max_buffered_events, settings.max_buffered_bytes)
+            self._hold = Hold(settings.limits.buffered_events, settings.limits.buffered_bytes)
             assert self._nursery is not None
             self._nursery.start_soon(self._release_later, self._hold)
         return self._hold

@@ -60,7 +60,7 @@ class KadoaApi:
         """Trade the API key for a fresh access token.
 
         The whole request, reading the answer included, takes no longer than
-        ``token_timeout``. Cancellation abandons it.
+        `Timeouts.token`. Cancellation abandons it.
 
         Raises:
             AuthenticationError: 401 or 403.
@@ -73,7 +73,7 @@ class KadoaApi:
             "token",
             "POST",
             f"{self._settings.endpoints.public_api.rstrip('/')}/v4/oauth2/token",
-            timeout=self._settings.token_timeout,
+            timeout=self._settings.timeouts.token,
             headers={"x-api-key": self._key, **_CALLER},
         )
         token = _parse_token(answer.content("token"), self._key)
@@ -92,7 +92,7 @@ class KadoaApi:
             "acknowledge",
             "POST",
             f"{self._settings.endpoints.realtime_api.rstrip('/')}/api/v1/events/ack",
-            timeout=self._settings.token_timeout,
+            timeout=self._settings.timeouts.token,
             content=json.dumps({"id": event_id}).encode(),
             final=False,
         )

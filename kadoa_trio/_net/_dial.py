@@ -65,7 +65,7 @@ async def open_tcp(address: Address, settings: Settings) -> trio.abc.Stream:
         )
     stream = await trio.open_tcp_stream(address.host, address.port)
     # A second line behind the heartbeat: the system, too, gives up a peer that no longer answers.
-    idle = math.ceil(min(max(settings.heartbeat_timeout, 1), 600))
+    idle = math.ceil(min(max(settings.timeouts.heartbeat, 1), 600))
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", idle),

@@ -95,7 +95,7 @@ class EndKind(enum.Enum):
     LOST = "lost"
     """The stream ended or broke without a close frame."""
     TOO_LARGE = "too large"
-    """A message passed ``max_message_size``, so that we closed with code 1009."""
+    """A message passed `Limits.message_size`, so that we closed with code 1009."""
     PROTOCOL = "protocol"
     """The server broke the WebSocket protocol."""
 
@@ -133,7 +133,7 @@ async def open_socket(
     wall_clock: Callable[[], datetime] = utc_now,
     also: tuple[Secret, ...] = (),
 ) -> AsyncIterator[Socket]:
-    """Open a WebSocket, within ``handshake_timeout``; leaving closes it.
+    """Open a WebSocket, within `Timeouts.handshake`; leaving closes it.
 
     Leaving takes no longer than `CLOSE_TIMEOUT`, cancelled or not, and leaves
     neither a task nor an open stream. The module's docstring lists what surfaces.
@@ -262,7 +262,7 @@ async def _establish(
 ) -> Socket:
     address = Address.of(url)
     path = quote(urlsplit(url).path, safe="/%:@!$&'()*+,;=~") or "/"
-    timeout = settings.handshake_timeout
+    timeout = settings.timeouts.handshake
     opening = trio.move_on_after(timeout)
     reader = _Reader(nursery, (token, *proxy_secrets(), *also), on_end=opening)
     step: Step = "connect"
@@ -288,7 +288,7 @@ async def _establish(
                     f"{path}?access_token={quote(token.reveal(), safe='')}",
                     # No queue in the library, because it drops the queue when a message is too large.
                     message_queue_size=0,
-                    max_message_size=settings.max_message_size,
+                    max_message_size=settings.limits.message_size,
                     receive_buffer_size=_RECEIVE_BUFFER,
                 )
             except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
@@ -305,7 +305,7 @@ async def _establish(
             raise _handshake_failure(watched, reader, wall_clock)
         raise AttemptError(step, f"no answer within {timeout:g} s")
     watched.opened()
-    too_large = f"Exceeded maximum message size: {settings.max_message_size} bytes"
+    too_large = f"Exceeded maximum message size: {settings.limits.message_size} bytes"
     return Socket(connection, watched, reader, too_large)
 
 

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 import attrs
 import trio
 
-from .._backoff import RetryPolicy
 from .._client import Realtime, open_realtime
+from .._settings import RetryPolicy, Timeouts
 from ..notices import AttemptStarted, Lost, Notice, Stable
 from ..testing import PublishedEvent, SimulatedConnection, SimulatedKadoa, open_simulated_kadoa
 from ._board import Board
@@ -54,11 +54,7 @@ async def demo(seconds: float, *, plain: bool) -> int:
         open_realtime(
             kadoa.api_key,
             endpoints=kadoa.endpoints,
-            heartbeat_timeout=1.0,
-            stable_after=0.5,
-            token_timeout=1.0,
-            handshake_timeout=1.0,
-            overlap_limit=2.0,
+            timeouts=Timeouts(heartbeat=1.0, stable_after=0.5, token=1.0, handshake=1.0, overlap=2.0),
             retry=RetryPolicy(first=0.1, initial=0.1, maximum=1.0, attempts_per_minute=600),
         ) as realtime,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from .._checks import check_callable, check_seconds, check_text
+from .._contexts import check_in_trio
 from .._errors import AttemptError, AuthenticationError, ConfigurationError, KadoaError, RequestRefusedError
 from .._events import Event
 from .._net._answers import describe
@@ -21,7 +24,7 @@ from .._net._dial import Address, open_tcp, start_tls
 from .._net._socket import Socket, SocketEnded, open_socket
 from .._net._wire import Heartbeat, decode, subscribe
 from .._redact import Secret, hidden, presentable
-from .._settings import Endpoints, Settings, fits_header, read_key
+from .._settings import Endpoints, Settings, Timeouts, fits_header, read_key, settings_of
 from .._urls import port_of
 from ._notifications import Notifications, find_websocket
 
@@ -211,7 +214,7 @@ class _Examination:
     async def resolve(self) -> _Result:
         if self.has_own_network:
             return _not_needed("the endpoints have a network of their own")
-        host, timeout = self.address.host, self.settings.handshake_timeout
+        host, timeout = self.address.host, self.settings.timeouts.handshake
         proxy = self.address.find_proxy()
         if proxy is not None:
             self.blocked = (
@@ -231,7 +234,7 @@ class _Examination:
     async def connect_tcp(self) -> _Result:
         if self.has_own_network:
             return _not_needed("the endpoints have a network of their own")
-        port, timeout = self.address.port, self.settings.handshake_timeout
+        port, timeout = self.address.port, self.settings.timeouts.handshake
         with trio.move_on_after(timeout):
             try:
                 self.stream = await open_tcp(self.address, self.settings)
@@ -244,7 +247,7 @@ class _Examination:
     async def shake_hands_in_tls(self) -> _Result:
         if self.has_own_network:
             return _not_needed("the endpoints have a network of their own")
-        timeout = self.settings.handshake_timeout
+        timeout = self.settings.timeouts.handshake
         try:
             if not self.address.secure:
                 return _not_needed("the endpoint is plain ws://")
@@ -271,7 +274,7 @@ class _Examination:
         return _ok("the WebSocket is open")
 
     async def subscribe(self) -> _Result:
-        with trio.move_on_after(self.settings.handshake_timeout):
+        with trio.move_on_after(self.settings.timeouts.handshake):
             try:
                 await self.socket.send(subscribe(self.token.team_id, None))
             except SocketEnded as exc:
@@ -280,7 +283,7 @@ class _Examination:
         return _failed("could not be sent", self.blocked)
 
     async def hear_a_frame(self) -> _Result:
-        timeout = self.settings.heartbeat_timeout
+        timeout = self.settings.timeouts.heartbeat
         with trio.move_on_after(timeout):
             try:
                 first = decode(await self.socket.receive())
@@ -389,14 +392,19 @@ async def diagnose(
     """
     given = hidden(api_key)
     del api_key  # a traceback shows the names of this frame
-    settings = Settings(
-        endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
-        heartbeat_timeout=heartbeat_timeout,
+    check_in_trio("diagnose")
+    check_seconds("heartbeat_timeout", heartbeat_timeout)
+    check_seconds("event_timeout", event_timeout)
+    check_callable("on_step", on_step)
+    for name, value in (("test_event", test_event), ("workflow_id", workflow_id)):
+        if value is not None:
+            check_text(name, value)
+    settings = settings_of(
+        endpoints=endpoints,
+        timeouts=Timeouts(heartbeat=heartbeat_timeout, max_age=math.inf),
         ssl_context=ssl_context,
         allow_insecure=allow_insecure,
     )
-    if not event_timeout > 0:
-        raise ConfigurationError("event_timeout must be a positive number of seconds")
     steps: list[DiagnosisStep] = []
     blocked: set[str] = set()
     async with AsyncExitStack() as opened:

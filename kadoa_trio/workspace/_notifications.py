@@ -20,7 +20,7 @@ from .._errors import ConfigurationError, ProtocolError
 from .._events import read_time, structure, write_time
 from .._net._api import KadoaApi, open_api
 from .._redact import Secret, hidden
-from .._settings import Endpoints, Settings, read_key
+from .._settings import Endpoints, read_key, settings_of
 
 WEBSOCKET: Final = "WEBSOCKET"
 """The type of the channel that sends to WebSockets. A workspace has maximum one."""
@@ -290,11 +290,7 @@ async def open_notifications(
     """
     key = hidden(api_key)
     del api_key  # a traceback shows the names of this frame
-    settings = Settings(
-        endpoints=Endpoints.from_environment() if endpoints is None else endpoints,
-        ssl_context=ssl_context,
-        allow_insecure=allow_insecure,
-    )
+    settings = settings_of(endpoints=endpoints, ssl_context=ssl_context, allow_insecure=allow_insecure)
     async with open_api(api_key=read_key(key), settings=settings) as api:
         yield Notifications(api)
 

@@ -24,6 +24,7 @@ import kadoa_trio._engine._connection as connection
 import kadoa_trio._engine._ledger as ledger
 import kadoa_trio._engine._supervisor as supervisor
 import kadoa_trio._net._api as api
+from kadoa_trio import Timeouts
 
 from ._program import ALL, of_seed
 from ._world import PROMISES, execute
@@ -76,9 +77,9 @@ def _mutation(
     return register
 
 
-def _with_setting(name: str, value: Any) -> list[Patch]:
-    real = client.Settings
-    return [(client, "Settings", lambda **options: real(**{**options, name: value}))]
+def _with_settings(**changed: Any) -> list[Patch]:
+    real = client.settings_of
+    return [(client, "settings_of", lambda **options: attrs.evolve(real(**options), **changed))]
 
 
 @_mutation(30, "once")
@@ -103,7 +104,7 @@ def possible_gaps_are_not_reported() -> list[Patch]:
 
 @_mutation(60, "not deaf", "silence")
 def silence_is_not_noticed() -> list[Patch]:
-    return _with_setting("heartbeat_timeout", 10_000.0)
+    return _with_settings(timeouts=Timeouts(heartbeat=10_000.0))
 
 
 @_mutation(60, "bounded")

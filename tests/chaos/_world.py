@@ -36,7 +36,7 @@ import trio.testing
 
 import kadoa_trio
 import kadoa_trio._client
-from kadoa_trio import Endpoints, Event, Position, Realtime, open_realtime
+from kadoa_trio import Endpoints, Event, Limits, Position, Realtime, Timeouts, open_realtime
 
 from ._program import Program
 from ._server import BASE, FILTER, KEY, SECRETS, SHORT_REFUSAL, Item, Server
@@ -455,13 +455,15 @@ class World:
                 realtime_api="http://127.0.0.1:3",
                 network=self.server,
             ),
-            "max_buffered_events": options.buffered,
-            "max_buffered_bytes": options.buffered_bytes,
-            "max_unsettled": options.unsettled,
-            "max_unsaved": options.unsaved,
+            "limits": Limits(
+                buffered_events=options.buffered,
+                buffered_bytes=options.buffered_bytes,
+                unsettled=options.unsettled,
+                unsaved=options.unsaved,
+            ),
             "acknowledge": options.acknowledge,
             "repair_gaps": options.repair,
-            "auth_grace": options.auth_grace,
+            "timeouts": Timeouts(auth_grace=options.auth_grace),
         }
         if options.filters:
             chosen["event_types"] = sorted(FILTER)
