@@ -30,10 +30,12 @@ from ._exits import clean_up, pick
 from ._net._api import KadoaApi, open_api
 from ._position import Gap, Position
 from ._redact import Secret, hidden
-from ._settings import LEAVE_TIMEOUT, Endpoints, Limits, RetryPolicy, Settings, Timeouts, read_key, settings_of
+from ._settings import Endpoints, Limits, RetryPolicy, Settings, Timeouts, read_key, settings_of
 from ._stores import CursorStore, store_of
 from .notices import ConnectionStatus, Notice, State
 
+LEAVE_TIMEOUT = 2.0
+"""Maximum duration of leaving in all, in seconds: sockets, the last save, the last acknowledgements."""
 _LAST_ACKNOWLEDGEMENTS: Final = 0.5
 _RESERVE: Final = 0.3
 """What of the time for leaving is kept for giving up what did not end in time, in seconds."""

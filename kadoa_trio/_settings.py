@@ -4,61 +4,21 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import attrs
 import trio
 
 from ._checks import check_count, check_flag, check_instance, check_seconds, refusal
-from ._contexts import sync_context
 from ._errors import ConfigurationError
 from ._redact import Secret, presentable
 from ._urls import fault_of_url, is_loopback
 
-MAX_SOCKETS = 3
-"""Sockets open at once: the newest connection, the one that it replaces, and one that will not go."""
-MIN_ADVICE, MAX_ADVICE, DEFAULT_ADVICE = 0.1, 30.0, 1.0
-"""Bounds of a drain notice's ``retryAfterMs``, and what stands in for one that is missing or unreadable, in seconds.
-
-A notice with ``1e12`` must not make the client deaf, one with 0 must not make a storm.
-"""
 CLOSE_TIMEOUT = 1.0
-"""How long a closing handshake may take before the socket is closed by force, in seconds."""
-DRAIN_READ = 0.25
-"""How long a retiring connection is read for what it has already received, in seconds."""
-MESSAGE_ALLOWANCE = 10.0
-"""A message that is still arriving may hold the heartbeat off for this many times ``heartbeat_timeout``.
-
-At 30 s that is 300 s: 64 MiB at 2 Mbit/s take 268 s.
-"""
-MAX_FRAGMENTS = 131_072
-"""Maximum number of fragments (WebSocket frames) of one message; with more the connection is given up.
-
-The specification (RFC 6455, section 5.4) has no limit, not even for empty ones. At the default ``max_message_size``
-of 64 MiB it leaves each fragment 512 bytes on average, and servers send fragments of 4 KiB and more.
-"""
-LEAVE_TIMEOUT = 2.0
-"""How long leaving may take in all, in seconds: sockets, the last save, the last acknowledgements."""
-SAVE_INTERVAL = 0.05
-"""At least so long passes between the starts of two saves, in seconds: what is settled meanwhile is one save."""
-IDS_A_SAVE = 1_000
-"""For each so many ids beside the cursor, a position is saved that much less often: writing them takes the time of events."""
-SAVE_RETRIES = 0.1, 10.0
-"""The first and the longest wait after a failed save, in seconds; it doubles between."""
-LIFE_INTERVAL = 60.0
-"""How often the last time of life is saved while nothing else is, in seconds."""
-SAVE_TIMEOUT = 10.0
-"""A save that takes longer counts as failed, in seconds."""
-MAX_ACKNOWLEDGEMENTS = 10_000
-"""Acknowledgements that wait; beyond that the oldest is dropped, and counted."""
-ACKNOWLEDGEMENTS_IN_FLIGHT = 4
-"""Acknowledgements that are sent at once."""
-ACKNOWLEDGEMENTS_PER_SECOND = 200
-"""At most so many are sent: each costs twenty times the CPU of its event."""
-REFUSALS_BEFORE_REST, ACKNOWLEDGEMENTS_REST = 10, 300.0
-"""After so many failures in a row the endpoint is left alone, for so many seconds; then one is tried."""
+"""Maximum duration of a closing handshake, in seconds; after it the socket is closed by force."""
 
 
 class Network(Protocol):
@@ -77,18 +37,13 @@ class Network(Protocol):
         ...
 
 
-_stand_ins: list[Endpoints] = []
+default_endpoints: Final[ContextVar[Endpoints | None]] = ContextVar("kadoa_trio default_endpoints", default=None)
+"""The endpoints that `Endpoints.from_environment` gives in place of those of the environment; None for no others.
 
-
-@sync_context
-def stand_in(endpoints: Endpoints) -> Iterator[None]:
-    """Have `Endpoints.from_environment` give *endpoints* for the length of a block, in the whole process."""
-    _stand_ins.append(endpoints)
-    try:
-        yield
-    finally:
-        # By identity: those of two simulated Kadoas in memory are equal.
-        del _stand_ins[next(place for place, one in enumerate(_stand_ins) if one is endpoints)]
+Environment variables cannot name a Kadoa that exists only in the memory of a test. So a simulated Kadoa sets this
+variable for the length of a block (`kadoa_trio.testing.SimulatedKadoa.as_default`), and the code under test opens its
+clients without options. It applies to the task that sets it and to tasks that are started inside of the block.
+"""
 
 
 def _without_secrets(url: object) -> str:
@@ -120,11 +75,12 @@ class Endpoints:
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Endpoints:
         """Read the endpoints from *environ* (default `os.environ`); what is not set there is Kadoa's own.
 
-        While a simulated Kadoa is the default (`kadoa_trio.testing.SimulatedKadoa.as_default`),
-        its endpoints stand in for `os.environ`.
+        In a block of `kadoa_trio.testing.SimulatedKadoa.as_default`, without
+        *environ*, give the endpoints of that simulated Kadoa.
         """
-        if environ is None and _stand_ins:
-            return _stand_ins[-1]
+        default = default_endpoints.get()
+        if environ is None and default is not None:
+            return default
         environ = os.environ if environ is None else environ
         own = cls()
         return cls(

@@ -25,15 +25,15 @@ def fault_of_url(url: object, *schemes: str) -> str | None:
     wanted = " or ".join(f"{scheme}://" for scheme in schemes)
     if not isinstance(url, str):
         return f"must be a {wanted} URL, not {type(url).__name__}"
-    # urlsplit drops line breaks and tabs.
-    if " " in url or not url.isprintable():
-        return "must hold no spaces or control characters"
+    # urlsplit drops line breaks, tabs, and spaces at the ends. Spaces in the path are quoted when it is sent.
+    if not url.isprintable() or url != url.strip():
+        return "must hold no control characters, and no spaces at its ends"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         return "is not a URL"
-    if parts.scheme not in schemes or not host or port == 0:
+    if parts.scheme not in schemes or not host or " " in host or port == 0:
         return f"must be a {wanted} URL with a host, and with a port from 1 to 65535 if it has one"
     if parts.username is not None or parts.password is not None or parts.fragment:
         return "must hold no credentials or fragment"

@@ -28,9 +28,8 @@ from kadoa_trio import Limits, Realtime
 from kadoa_trio._engine._ledger import RECENT_IDS
 from kadoa_trio._engine._reporter import MAX_NOTICE_TEXT, MAX_NOTICES, NOTICE_INTERVAL, NOTICES_AT_ONCE, Reporter
 from kadoa_trio._errors import AttemptError
-from kadoa_trio._net._socket import _FRAMES_AT_ONCE, EndKind, SocketEnd, SocketEnded, _FrameCounter
+from kadoa_trio._net._socket import _FRAMES_AT_ONCE, MAX_FRAGMENTS, EndKind, SocketEnd, SocketEnded, _FrameCounter
 from kadoa_trio._net._wire import Ignored, decode
-from kadoa_trio._settings import MAX_FRAGMENTS
 from kadoa_trio.notices import AdmissionPaused, Draining, FrameIgnored, Lost, Notice, Retrying
 from kadoa_trio.testing import Faults
 

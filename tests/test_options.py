@@ -13,6 +13,8 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
+import trio.testing
 
 from kadoa_trio import (
     ConfigurationError,
@@ -26,7 +28,7 @@ from kadoa_trio import (
     open_forwarder,
     open_realtime,
 )
-from kadoa_trio.testing import open_simulated_kadoa
+from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 from kadoa_trio.workspace import diagnose, open_notifications
 
 KEY = "key-0123456789"
@@ -95,6 +97,8 @@ WRONG: dict[str, list[Any]] = {
         Endpoints(public_api="https://api.example:port"),
         Endpoints(public_api="https://api.example:0"),
         Endpoints(public_api="https://api example"),
+        Endpoints(public_api=" https://api.example"),
+        Endpoints(public_api="https://api.example "),
         Endpoints(websocket="wss://realtime.example/line\n"),
         Endpoints(network=object()),  # type: ignore[arg-type]
         Endpoints(network="memory"),  # type: ignore[arg-type]
@@ -341,3 +345,40 @@ def test_without_trio_the_error_says_what_is_needed(use: Callable[[], Awaitable[
 def test_number_that_cannot_work_is_refused(make: Callable[[], object], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         make()
+
+
+# ---- the endpoints of a simulated Kadoa ----------------------------------------------------------------------------
+
+
+async def test_default_endpoints_apply_to_their_task_and_to_tasks_started_inside_the_block() -> None:
+    found: dict[str, Endpoints] = {}
+    ready, done = trio.Event(), trio.Event()
+
+    async def read(name: str) -> None:
+        await ready.wait()
+        found[name] = Endpoints.from_environment()
+
+    def block(kadoa: SimulatedKadoa, name: str) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            with kadoa.as_default():
+                await ready.wait()
+                found[name] = Endpoints.from_environment()
+                await done.wait()
+
+        return run
+
+    async with open_simulated_kadoa() as one, open_simulated_kadoa() as other, trio.open_nursery() as nursery:
+        nursery.start_soon(read, "before")
+        with one.as_default():
+            nursery.start_soon(read, "inside")
+            nursery.start_soon(block(other, "beside"))
+            await trio.testing.wait_all_tasks_blocked()
+            ready.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert Endpoints.from_environment() is one.endpoints
+            found["thread"] = await trio.to_thread.run_sync(Endpoints.from_environment)
+            done.set()
+            await trio.testing.wait_all_tasks_blocked()
+        assert found["inside"] is found["thread"] is one.endpoints
+        assert found["beside"] is other.endpoints
+        assert found["before"].network is None

@@ -14,15 +14,17 @@ import trio
 from .._errors import AttemptError
 from .._events import Event
 from .._net._api import KadoaApi
-from .._settings import (
-    ACKNOWLEDGEMENTS_IN_FLIGHT,
-    ACKNOWLEDGEMENTS_PER_SECOND,
-    ACKNOWLEDGEMENTS_REST,
-    MAX_ACKNOWLEDGEMENTS,
-    REFUSALS_BEFORE_REST,
-)
 from ..notices import AcknowledgementsResting
 from ._reporter import Reporter
+
+MAX_ACKNOWLEDGEMENTS = 10_000
+"""Maximum number of acknowledgements that wait; with more, the oldest is dropped, and counted."""
+ACKNOWLEDGEMENTS_IN_FLIGHT = 4
+"""Maximum number of acknowledgements that are sent at once."""
+ACKNOWLEDGEMENTS_PER_SECOND = 200
+"""Maximum per second. Each costs about 20 times the CPU of its event."""
+REFUSALS_BEFORE_REST, ACKNOWLEDGEMENTS_REST = 10, 300.0
+"""Failures in a row after which acknowledgements are suspended, and for how long, in seconds; then one is tried."""
 
 
 class Acknowledger:

@@ -29,7 +29,7 @@ from .._net._socket import EndKind, Socket, SocketEnded, open_socket
 from .._net._wire import Draining as DrainNotice
 from .._net._wire import Heartbeat, Ignored, decode, subscribe
 from .._position import Gap
-from .._settings import DEFAULT_ADVICE, DRAIN_READ, MAX_ADVICE, MESSAGE_ALLOWANCE, MIN_ADVICE, Settings
+from .._settings import Settings
 from ..notices import (
     Connected,
     Draining,
@@ -46,6 +46,18 @@ from ._cursor_check import Hold
 from ._ledger import Ledger, Moment
 from ._reporter import Reporter
 
+MIN_ADVICE, MAX_ADVICE, DEFAULT_ADVICE = 0.1, 30.0, 1.0
+"""Minimum and maximum of a drain notice's ``retryAfterMs``, and what replaces a missing or unreadable one, in seconds.
+
+A notice with ``1e12`` must not keep the client from reconnecting, and one with 0 must not make it reconnect at once.
+"""
+DRAIN_READ = 0.25
+"""How long a retiring connection is read for what it has already received, in seconds."""
+MESSAGE_ALLOWANCE = 10.0
+"""A message that is still arriving delays the heartbeat timer for at most this many times `Timeouts.heartbeat`.
+
+At 30 s that is 300 s: 64 MiB at 2 Mbit/s take 268 s.
+"""
 _GOING_AWAY: Final = 1001
 _ADVICE_JITTER: Final = 0.1
 _AGE_JITTER: Final = 0.1

@@ -17,11 +17,21 @@ import trio
 from .._errors import CursorStoreError, OwnershipLostError
 from .._position import Position
 from .._redact import presentable
-from .._settings import IDS_A_SAVE, LIFE_INTERVAL, SAVE_INTERVAL, SAVE_RETRIES, SAVE_TIMEOUT
 from .._stores import CursorSession, CursorStore
 from ..notices import FirstStart, PositionNotSaved, PositionSaved, Resumed
 from ._ledger import Ledger
 from ._reporter import Reporter
+
+SAVE_INTERVAL = 0.05
+"""Minimum time between the starts of two saves, in seconds. One save covers everything that was settled meanwhile."""
+IDS_A_SAVE = 1_000
+"""The minimum time grows by itself for each this many ids beside the cursor: the time to write them is lost to events."""
+SAVE_RETRIES = 0.1, 10.0
+"""The first and the longest wait after a failed save, in seconds; the wait doubles between."""
+LIFE_INTERVAL = 60.0
+"""How often the last time of life is saved while nothing else is, in seconds."""
+SAVE_TIMEOUT = 10.0
+"""Maximum duration of a save, in seconds; a save that takes longer counts as failed."""
 
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")

@@ -29,7 +29,6 @@ from .._errors import (
     MessageTooLargeError,
     RequestRefusedError,
 )
-from .._settings import MAX_SOCKETS
 from ..notices import (
     AttemptStarted,
     ConnectionAged,
@@ -44,6 +43,9 @@ from ..notices import (
 )
 from ._connection import Connection, EndReason, Shared
 from ._cursor_check import HOLD_TIME, CursorCheck, Hold
+
+MAX_SOCKETS = 3
+"""Maximum number of open sockets: the newest connection, the one that it replaces, and one that is slow to close."""
 
 
 def is_refusal(connection: Connection) -> bool:

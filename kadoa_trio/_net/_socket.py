@@ -50,7 +50,7 @@ from .._contexts import async_context
 from .._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step, scrubbed
 from .._exits import hidden_nursery
 from .._redact import Secret, presentable
-from .._settings import CLOSE_TIMEOUT, MAX_FRAGMENTS, Settings
+from .._settings import CLOSE_TIMEOUT, Settings
 from ._answers import (
     REFUSAL_GRACE,
     describe,
@@ -66,6 +66,12 @@ from ._proxy import proxy_secrets
 
 _Args = TypeVarTuple("_Args")
 
+MAX_FRAGMENTS = 131_072
+"""Maximum number of fragments (WebSocket frames) of one message; with more the connection is closed.
+
+The specification (RFC 6455, section 5.4) has no limit, not even for empty ones. At the default `Limits.message_size`
+of 64 Mi it leaves each fragment 512 bytes on average, and servers send fragments of 4 KiB and more.
+"""
 _RECEIVE_BUFFER: Final = 256 * 1024
 # Small during the handshake: a refusal's body may come in pieces of a byte, each of which is an event of the library.
 _HANDSHAKE_BUFFER: Final = 4 * 1024

@@ -18,7 +18,7 @@ import trio
 
 from .._contexts import async_context, sync_context
 from .._exits import pick
-from .._settings import Endpoints, stand_in
+from .._settings import Endpoints, default_endpoints
 from ._builders import Draft, documented
 from ._connection import SimulatedConnection
 from ._model import Faults, PublishedEvent, Send, Spelling, Stream, everywhere
@@ -218,17 +218,19 @@ class SimulatedKadoa:
 
     @sync_context
     def as_default(self) -> Iterator[None]:
-        """Be the Kadoa of every client in this process that is opened without endpoints and key, for a block.
+        """Be the Kadoa of clients that are opened without endpoints and key, for the length of a block.
 
-        Sets the environment variables, too, which is what other processes on
-        loopback read.
+        It applies to the task that enters the block and to tasks that are
+        started inside of it (a context variable). The environment variables
+        are set, too, for other processes, which reach a Kadoa on loopback.
         """
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
+        token = default_endpoints.set(self.endpoints)
         try:
-            with stand_in(self.endpoints):
-                yield
+            yield
         finally:
+            default_endpoints.reset(token)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
