@@ -19,7 +19,7 @@ napoleon_google_docstring = True
 default_role = "any"
 exclude_patterns = ["_build", "_pictures"]
 myst_heading_anchors = 2
-# Objects of other projects: their inventories would need the network at build time.
+# Objects of other projects: their inventories would need the network during the build.
 nitpick_ignore_regex = [
     (
         r"py:.*",
@@ -32,12 +32,12 @@ nitpick_ignore_regex = [
     (r"py:.*", r"Secret"),  # of constructors that are not public
     (r"py:.*", r"(ValueError|OSError|LookupError|KeyboardInterrupt|BaseException|Exception|SystemExit|TracebackType)"),
     (r"py:.*", r"(Iterable|AsyncIterator|Mapping|Callable|Awaitable|AbstractAsyncContextManager|SSLContext)"),
-    # Names as they stand in annotations of private modules; the public name is documented.
+    # Names as annotations of private modules spell them; the public name is documented.
     (r"py:.*", r"kadoa_trio\._.*"),
     (r"py:.*", r"kadoa_trio\.testing\._.*"),
     (
         r"py:.*",
-        r"(HttpClient|Path|FaultKind|FaultyStream|Entry|Intake|Shared|Keeper|Acknowledger|Repairer|Supervisor|_Parcel|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
+        r"(HttpClient|KadoaApi|Path|FaultKind|FaultyStream|Entry|Buffer|BufferedEvent|Admission|ConnectionContext|Saver|Acknowledger|Repairer|Supervisor|_Assembly|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
     ),
 ]
 suppress_warnings = ["ref.any"]

@@ -25,7 +25,7 @@ from kadoa_trio import Realtime, open_realtime
 from kadoa_trio._engine._ledger import Entry, Ledger
 from kadoa_trio.cli._board import Board
 from kadoa_trio.cli._watch import Picture
-from kadoa_trio.notices import AttemptStarted, Connected, Draining, Lost, Notice, Replaced
+from kadoa_trio.notices import AttemptStarted, Draining, Live, Lost, Notice, Replaced
 from kadoa_trio.testing import Schedule, SimulatedKadoa, open_simulated_kadoa
 
 WIDTH, HEIGHT = 100, 28
@@ -63,7 +63,7 @@ async def publish(kadoa: SimulatedKadoa, began: float) -> None:
 
 async def consume(realtime: Realtime, board: Board, began: float) -> None:
     async for event in realtime.events:
-        # A picture has no network in it: what it would cost stands for it.
+        # The simulated Kadoa in memory has no network delay; this sleep stands for it.
         await trio.sleep(0.012)
         board.event(event, trio.current_time(), wall(began).timestamp())
 
@@ -78,7 +78,7 @@ def draw(board: Board, realtime: Realtime) -> str:
     console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
     console.print(Picture(board, realtime, height=HEIGHT))
     svg = console.export_svg(title="kadoa-trio watch", unique_id="kadoa")
-    # No fonts from elsewhere: whoever looks at the page tells nobody.
+    # No fonts from other servers: a reader of the page must not cause requests to them.
     return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
 
 
@@ -89,7 +89,7 @@ def timeline(notices: list[tuple[float, Notice]], seconds: float, schedule: Sche
         match notice:
             case AttemptStarted(generation=number):
                 rows[number] = {"began": at}
-            case Connected(generation=number):
+            case Live(generation=number):
                 rows[number]["live"] = at
             case Draining(generation=number):
                 rows[number]["draining"] = at
@@ -142,9 +142,14 @@ def modules() -> str:
     top, *inner = re.split(
         r"^# (\w+), each building on those above it:$", (package / "__init__.py").read_text(), flags=re.M
     )
-    named = [("", line) for line in re.findall(r"^#   (\w+)  +(\S.*)$", top, re.M)]
-    for name, part in zip(inner[::2], inner[1::2], strict=True):
-        named += [(f"{name}.", line) for line in re.findall(r"^#   (\w+)  +(\S.*)$", part, re.M)]
+    parts = {
+        name: re.findall(r"^#   (\w+)  +(\S.*)$", part, re.M)
+        for name, part in zip(inner[::2], inner[1::2], strict=True)
+    }
+    named: list[tuple[str, tuple[str, str]]] = []
+    for line in re.findall(r"^#   (\w+)  +(\S.*)$", top, re.M):
+        named.append(("", line))
+        named += [(f"{line[0]}.", part) for part in parts.get(line[0], [])]
     known = [prefix + name for prefix, (name, _what) in named]
     lines = ["| module | what it is | builds on |", "|---|---|---|"]
     for prefix, (name, what) in named:
@@ -162,6 +167,7 @@ def modules() -> str:
             one
             for one in known
             if one != whole
+            and not one.startswith(f"{whole}.")
             and (one in below or (one in ("workspace", "testing") and one in {x.split(".")[0] for x in below}))
         ]
         lines.append(f"| `{whole}` | {what} | {', '.join(f'`{one}`' for one in needs)} |")
@@ -169,7 +175,7 @@ def modules() -> str:
 
 
 def ledger() -> str:
-    """Record what a ledger says through a drain."""
+    """Record a run of the ledger through a drain."""
     seconds = 0.0
     one = Ledger(1_000)
 
@@ -177,48 +183,48 @@ def ledger() -> str:
         return BEGIN + timedelta(seconds=seconds), seconds
 
     entries: dict[str, Entry] = {}
-    lines = ["| what happens | resume cursor | saved cursor | settled beside it |", "|---|---|---|---|"]
+    lines = ["| what happens | resume cursor | saved cursor | ids settled beyond it |", "|---|---|---|---|"]
 
-    def tell(what: str) -> None:
+    def record_step(what: str) -> None:
         position = one.settled_position(now())
         beside = ", ".join(sorted(position.settled)) or "-"
         lines.append(f"| {what} | {one.resume_cursor or '-'} | {position.cursor or '-'} | {beside} |")
 
     def admit(generation: int, number: int) -> None:
         entries[f"e{number}"], _gaps = one.admit(generation, f"e{number}", f"1-{number}", now())
-        tell(f"{generation} brings e{number}")
+        record_step(f"connection {generation} delivers e{number}")
 
     def settle(name: str) -> None:
         one.settle(entries[name])
-        tell(f"{name} is settled")
+        record_step(f"{name} is settled")
 
     one.open(1)
     one.live(1, now())
-    tell("connection 1 subscribes, without a cursor")
+    record_step("connection 1 subscribes without a cursor")
     admit(1, 1)
     admit(1, 2)
     settle("e1")
     one.open(2)
     one.live(2, now())
-    tell("connection 2 subscribes from 1-2, beside 1")
+    record_step("connection 2 subscribes from 1-2; connection 1 is still open")
     admit(2, 4)
     settle("e4")
     admit(1, 3)
     settle("e2")
     settle("e3")
     one.repeat(1, "e4", "1-4", now())
-    tell("1 brings e4, too")
+    record_step("connection 1 delivers e4, too")
     admit(2, 5)
     settle("e5")
     one.ended(1, now())
-    tell("1 has ended: 2 leads, but e5 may have come before a part of its replay")
+    record_step("connection 1 ends; connection 2 leads, but a part of its replay may come after e5")
     seconds = 30.0
     one.tick(2, now())
-    tell("thirty seconds without a step back behind e5")
+    record_step("30 s pass without an event that steps back behind e5")
     return "\n".join(lines) + "\n"
 
 
-# What the client logs is in the pictures.
+# The client's log records would be printed into the output of the build.
 logging.getLogger("kadoa_trio").addHandler(logging.NullHandler())
 
 

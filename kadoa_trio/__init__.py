@@ -22,6 +22,7 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _settings    endpoints, timeouts, limits, when to try again
 #   _backoff     how long to wait before the next attempt, or the next post of a webhook
 #   _events      events and the classes of their payloads
+#   _settings    endpoints and limits, checked once
 #   _position    how far a program has come, and where events may be missing
 #   notices      public: what the client reports of itself
 #   _files       opened without following links, and locks
@@ -51,11 +52,14 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _cursors     the order of cursors, where they show one
 #   _ledger      ids, where to resume, what is settled; no I/O, no clock
 #   _reporter    the one state, and where notices are published
+#   _phase       the life of a connection as data
 #   _buffer      the events that wait to be received
+#   _admission   the one door by which an event enters
 #   _channel     the handles to receive from
 #   _saver       loads the position, and saves it behind the events
 #   _acks        acknowledgements of settled events
 #   _repair      fills possible gaps from the notification log
+#   _team        whose stream it is, checked with each token
 #   _cursor_check  does the server refuse the cursor, or is it sick?
 #   _connection  one generation, from its token to its end
 #   _supervisor  the succession of connections

@@ -16,15 +16,17 @@ import trio
 from ._checks import check_flag, check_text, refusal, strings_of
 from ._contexts import async_context
 from ._engine._acks import Acknowledger
-from ._engine._buffer import Intake
+from ._engine._admission import Admission
+from ._engine._buffer import Buffer
 from ._engine._channel import EventChannel
-from ._engine._connection import Shared
+from ._engine._connection import ConnectionContext
 from ._engine._ledger import Ledger, Moment
 from ._engine._repair import Repairer
 from ._engine._reporter import Reporter
-from ._engine._saver import Keeper
+from ._engine._saver import Saver
 from ._engine._supervisor import Supervisor
-from ._errors import ConfigurationError, CursorStoreError, OwnershipLostError, ProtocolError
+from ._engine._team import TeamCheck
+from ._errors import ConfigurationError, CursorStoreError, OwnershipLostError
 from ._events import Event
 from ._exits import clean_up, pick
 from ._net._api import KadoaApi, open_api
@@ -97,20 +99,9 @@ class RealtimeStatistics:
 class Realtime:
     """An open client. Made by `open_realtime`."""
 
-    def __init__(
-        self,
-        shared: Shared,
-        supervisor: Supervisor,
-        keeper: Keeper | None,
-        acknowledger: Acknowledger | None,
-        repairer: Repairer | None,
-    ) -> None:
-        self._shared = shared
-        self._supervisor = supervisor
-        self._keeper = keeper
-        self._acknowledger = acknowledger
-        self._repairer = repairer
-        self._events = EventChannel(shared.intake)
+    def __init__(self, assembly: _Assembly) -> None:
+        self._assembly = assembly
+        self._events = EventChannel(assembly.buffer)
 
     def __repr__(self) -> str:
         return f"<Realtime, {self.state.value}>"
@@ -127,12 +118,12 @@ class Realtime:
         The newest 256 that were not read are kept, so that nothing waits for
         a reader and no reader is needed. It ends when the client is left.
         """
-        return self._shared.reporter.notices
+        return self._assembly.reporter.notices
 
     @property
     def state(self) -> State:
         """What the newest connection is doing."""
-        return self._shared.reporter.status.state
+        return self._assembly.reporter.status.state
 
     @property
     def position(self) -> Position:
@@ -140,7 +131,7 @@ class Realtime:
 
         It passes no event that was not settled.
         """
-        return self._shared.ledger.settled_position(self._now())
+        return self._assembly.ledger.settled_position(self._now())
 
     def position_after(self, event: Event) -> Position:
         """Return what `position` will be when *event*, which is in hand, is settled.
@@ -152,11 +143,11 @@ class Realtime:
         Raises:
             ValueError: the event is not in hand, or an event before it is not settled.
         """
-        return self._shared.ledger.position_after(event.id, self._now())
+        return self._assembly.ledger.position_after(event.id, self._now())
 
     def _now(self) -> Moment | None:
         try:
-            return self._shared.reporter.moment()
+            return self._assembly.reporter.moment()
         except RuntimeError:
             return None  # outside of Trio: after the run
 
@@ -168,7 +159,7 @@ class Realtime:
             trio.BrokenResourceError: a fault has ended the client; `events` raises it.
         """
         live = frozenset({State.LIVE, State.REPLACING})
-        state = await self._shared.reporter.wait_for(live | {State.STOPPED, State.FAILED})
+        state = await self._assembly.reporter.wait_for(live | {State.STOPPED, State.FAILED})
         if state is State.STOPPED:
             raise trio.ClosedResourceError("the client was stopped")
         if state is State.FAILED:
@@ -182,12 +173,12 @@ class Realtime:
         end, at SIGTERM for example: nothing that was finished is repeated by
         the next run. Stopping twice is fine.
         """
-        self._supervisor.stop()
+        self._assembly.supervisor.stop()
 
     def statistics(self) -> RealtimeStatistics:
         """Return what the client has done so far."""
-        shared, status = self._shared, self._shared.reporter.status
-        keeper, acknowledger, repairer = self._keeper, self._acknowledger, self._repairer
+        assembly, ledger, status = self._assembly, self._assembly.ledger, self._assembly.reporter.status
+        saver, acknowledger, repairer = assembly.saver, assembly.acknowledger, assembly.repairer
         return RealtimeStatistics(
             state=status.state,
             connections=status.connections,
@@ -196,23 +187,23 @@ class Realtime:
             drains=status.drains,
             replaced=status.replaced,
             lost=status.lost,
-            received=shared.received,
-            filtered=shared.filtered,
-            repeated=shared.ledger.repeated,
+            received=assembly.admission.received,
+            filtered=assembly.admission.filtered,
+            repeated=ledger.repeated,
             ignored=status.ignored,
             pauses=status.pauses,
-            gap_count=shared.ledger.gap_count,
-            gaps=shared.ledger.gaps,
-            resume_cursor=shared.ledger.resume_cursor,
-            saves=keeper.saves if keeper is not None else 0,
-            save_failures=keeper.failures if keeper is not None else 0,
-            unsaved=keeper.unsaved if keeper is not None else 0,
+            gap_count=ledger.gap_count,
+            gaps=ledger.gaps,
+            resume_cursor=ledger.resume_cursor,
+            saves=saver.saves if saver is not None else 0,
+            save_failures=saver.failures if saver is not None else 0,
+            unsaved=saver.unsaved if saver is not None else 0,
             acknowledged=acknowledger.sent if acknowledger is not None else 0,
             acknowledgements_failed=acknowledger.failed if acknowledger is not None else 0,
             acknowledgements_waiting=acknowledger.waiting if acknowledger is not None else 0,
             acknowledgements_dropped=acknowledger.dropped if acknowledger is not None else 0,
             repaired=repairer.repaired if repairer is not None else 0,
-            notices_dropped=shared.reporter.dropped,
+            notices_dropped=assembly.reporter.dropped,
         )
 
 
@@ -357,8 +348,13 @@ class _Options:
             raise ConfigurationError("resume_from and cursor_store both say where to resume; use one of them")
 
 
-class _House:
-    """Puts the rooms of one client together."""
+class _Assembly:
+    """The parts of one client, connected.
+
+    Events go from the connections through the admission into the buffer; what
+    is settled there goes to the observers: the saver, the acknowledger, and a
+    simulated Kadoa. Nothing below calls back up.
+    """
 
     def __init__(
         self,
@@ -368,42 +364,40 @@ class _House:
         rng: random.Random,
         reporter: Reporter,
     ) -> None:
-        ledger = self.ledger = Ledger(
+        self.reporter = reporter
+        self.ledger = Ledger(
             settings.limits.dedupe_window, options.position, stable_after=settings.timeouts.stable_after
         )
-        intake = self.intake = Intake(settings, ledger, reporter, self._on_settled, lambda: self.supervisor.stop())
-        self.shared = Shared(
-            settings,
-            http,
-            ledger,
-            intake,
-            reporter,
-            rng,
-            options.event_types,
-            options.workflow_ids,
-            enter_team=self._enter_team,
-            on_gaps=self._on_gaps,
+        self.buffer = Buffer(settings, self.ledger, reporter)
+        self.admission = Admission(
+            self.ledger, self.buffer, reporter, event_types=options.event_types, workflow_ids=options.workflow_ids
         )
-        self.supervisor = Supervisor(self.shared)
-        store = options.cursor_store
-        self.keeper = Keeper(store, options.consumer, ledger, reporter, intake.saved) if store is not None else None
-        self.acknowledger = Acknowledger(http, reporter) if options.acknowledge else None
+        self.saver: Saver | None = None
+        self.acknowledger: Acknowledger | None = None
         self.repairer: Repairer | None = None
+        simulated = settings.endpoints.network
+        if simulated is not None and simulated.settlement_observer is not None:
+            self.buffer.observe(simulated.settlement_observer)
+        if options.cursor_store is not None:
+            self.saver = Saver(options.cursor_store, options.consumer, self.ledger, self.buffer, reporter)
+            self.buffer.observe(self.saver)
+            self.admission.observe(self.saver)
+        if options.acknowledge:
+            self.acknowledger = Acknowledger(http, reporter)
+            self.buffer.observe(self.acknowledger)
         if options.repair_gaps:
-            self.repairer = Repairer(http, ledger, intake, reporter, self._deliver, settings.limits.buffered_bytes)
-        self._entered = False
-        # A simulated Kadoa in memory sees what is settled as it is settled: acknowledgements are slower, and may be lost.
-        self._witness: Callable[[str], None] | None = getattr(settings.endpoints.network, "saw_settled", None)
+            self.repairer = Repairer(http, self.ledger, self.admission, reporter, settings.limits.buffered_bytes)
+            self.admission.observe(self.repairer)
+        team = TeamCheck(self.ledger, self.saver, self.repairer)
+        context = ConnectionContext(settings, http, self.ledger, self.admission, reporter, team, rng)
+        self.supervisor = Supervisor(context, self.buffer.abandoned)
         self.fault: CursorStoreError | None = None
         """What went wrong after the client had ended."""
 
-    def open(self) -> Realtime:
-        return Realtime(self.shared, self.supervisor, self.keeper, self.acknowledger, self.repairer)
-
     async def run(self, nursery: trio.Nursery) -> None:
         """Start everything; return when the first subscription is sent."""
-        if self.keeper is not None:
-            nursery.start_soon(self._keep, self.keeper)
+        if self.saver is not None:
+            nursery.start_soon(self._save, self.saver)
         if self.acknowledger is not None:
             nursery.start_soon(self.acknowledger.run)
         if self.repairer is not None:
@@ -411,60 +405,19 @@ class _House:
         await nursery.start(self.supervisor.run)
 
     async def finish(self, deadline: float) -> None:
-        """Do what is left to do when all sockets are closed, shielded from cancellation and Ctrl-C (`clean_up`)."""
-        if self.keeper is not None:
-            self.fault = await self.keeper.finish(deadline) or self.fault
+        """Save and acknowledge for the last time, when all sockets are closed. Run it with `clean_up`."""
+        if self.saver is not None:
+            self.fault = await self.saver.finish(deadline) or self.fault
         if self.acknowledger is not None:
             await self.acknowledger.finish(min(deadline, trio.current_time() + _LAST_ACKNOWLEDGEMENTS))
 
     @trio.lowlevel.enable_ki_protection
-    async def _keep(self, keeper: Keeper) -> None:
+    async def _save(self, saver: Saver) -> None:
         try:
-            await keeper.run()
+            await saver.run()
         except OwnershipLostError as exc:
             if not self.supervisor.fail(exc):
                 self.fault = exc
-
-    async def _enter_team(self, team: str) -> None:
-        ledger = self.ledger
-        if not self._entered:
-            if ledger.team is not None and ledger.team != team:
-                raise ConfigurationError("the position to resume from is another team's than the API key")
-            if self.keeper is not None:
-                await self.keeper.open(team)
-            ledger.team = team
-            self._entered = True
-            if self.repairer is not None:
-                for gap in ledger.gaps:
-                    self.repairer.add(gap)
-        elif ledger.team != team:
-            raise ProtocolError("token", "the token is another team's than the one before")
-
-    def _on_settled(self, event: Event) -> None:
-        if self._witness is not None:
-            self._witness(event.id)
-        if self.keeper is not None:
-            self.keeper.touch()
-        if self.acknowledger is not None:
-            self.acknowledger.add(event)
-
-    def _on_gaps(self, gaps: list[Gap]) -> None:
-        if self.keeper is not None:
-            self.keeper.touch()
-        if self.repairer is not None and self._entered:
-            for gap in gaps:
-                self.repairer.add(gap)
-
-    def _deliver(self, event: Event) -> None:
-        """Admit an event from the notification log, and put it into the buffer."""
-        shared = self.shared
-        entry = self.ledger.admit_from_log(event.id)
-        shared.received += 1
-        if shared.wants(event):
-            self.intake.put(event, entry)
-        else:
-            shared.filtered += 1
-            self.intake.settle(event, entry)
 
 
 @async_context
@@ -489,14 +442,14 @@ async def _run(
     realtime: Realtime | None = None
     async with open_api(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
         reporter.censor = http.censor
-        house = _House(http, settings, options, rng, reporter)
+        assembly = _Assembly(http, settings, options, rng, reporter)
         leaving_at = math.inf
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 # The nursery must see no exception of the body, or it would wrap it. Nothing is swallowed: see below.
                 try:
-                    opened = house.open()
-                    await house.run(nursery)
+                    opened = Realtime(assembly)
+                    await assembly.run(nursery)
                     realtime = opened
                     yield realtime
                 except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
@@ -505,19 +458,19 @@ async def _run(
                         # Cancelled while it started, the supervisor's own nursery raises a group.
                         error = pick(exc)
                 leaving_at = trio.current_time()
-                house.supervisor.stop()
+                assembly.supervisor.stop()
                 nursery.cancel_scope.cancel(reason="the client is left")
         except BaseExceptionGroup as group:
             crash = pick(group)
         finally:
             deadline = min(leaving_at, trio.current_time()) + LEAVE_TIMEOUT
             try:
-                await clean_up(deadline, house.finish, deadline - _RESERVE)
+                await clean_up(deadline, assembly.finish, deadline - _RESERVE)
             except KeyboardInterrupt as exc:
                 crash = exc
             finally:
                 reporter.close()
-    fault: Exception | None = house.intake.take_fault() or house.fault
+    fault: Exception | None = assembly.buffer.take_fault() or assembly.fault
     if isinstance(crash, (KeyboardInterrupt, SystemExit)):
         raise crash
     if error is not None:

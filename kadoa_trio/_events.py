@@ -1,14 +1,18 @@
-"""Events, and what they carry.
+"""Events, the classes of their payloads, and the table of event types.
 
-An `Event` is cheap until somebody looks inside: it holds the frame as it came
-and parses it when `Event.message` or `Event.raw` is asked for. A
-``workflow_data_change`` carries the whole snapshot, so a frame of many
-megabytes is normal, and an event that is dropped as repeated or filtered out
-never pays for it.
+An `Event` holds its frame as received, and parses the frame when
+`Event.message` or `Event.raw` is read for the first time. A
+``workflow_data_change`` carries the whole snapshot, so frames of many
+megabytes are normal; an event that is dropped as repeated or filtered out is
+never parsed.
 
-Real payloads differ from any page that describes them. Nothing inside a
-payload can cost an event: what does not fit its documented class is handed
-out as `OtherMessage`, with the reason.
+Real payloads differ from the pages that describe them. No payload can make an
+event undeliverable: a payload that does not fit its class becomes an
+`OtherMessage` that names the reason.
+
+To add an event type: write its class, add the class to `Message` and to
+`EVENT_TYPES`, export it from ``kadoa_trio``, and write its builder in
+``kadoa_trio.testing._builders``. Tests name the place that was forgotten.
 """
 
 from __future__ import annotations
@@ -29,6 +33,9 @@ import msgspec
 IdSource = Literal["id", "cursor", "digest"]
 """What identifies an event: its own id, its cursor, or a digest of its frame, its overlong id or its overlong cursor."""
 
+WORKFLOW_FIELD: Final = "workflowId"
+"""The field in which a payload names its workflow, in every event type, those without a class included."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_REASONS: Final = 3
 _MAX_REPR: Final = 80
@@ -40,29 +47,36 @@ T = TypeVar("T")
 @final
 @attrs.frozen
 class WorkflowFinished:
-    """A run of a workflow is over (``workflow_finished``). Pages disagree about the fields, so all are optional."""
+    """A run of a workflow has ended.
+
+    The payload of ``workflow_finished``. Kadoa's pages disagree about the
+    fields, so all of them are optional.
+    """
 
     id: str | None = None
-    """What Kadoa calls the message."""
+    """Kadoa's id of the message; `Event.id` is another one."""
     workflow_id: str | None = None
     job_id: str | None = None
     state: str | None = None
-    """The state that the run ended in, such as ``"FINISHED"``."""
+    """The final state of the run, such as ``"FINISHED"``."""
     started_at: datetime | None = None
 
 
 @final
 @attrs.frozen
 class WorkflowFailed:
-    """A workflow does not work any more (``workflow_failed``)."""
+    """A workflow has failed.
+
+    The payload of ``workflow_failed``.
+    """
 
     workflow_id: str
     source: str
     """The site that the workflow reads."""
     reason: str
-    """Why it failed, in words."""
+    """Why the workflow failed, as text."""
     action: str
-    """What Kadoa proposes to do about it, in words."""
+    """The action that Kadoa proposes, as text."""
     workflow_name: str | None = None
     source_url: str | None = None
     url: str | None = None
@@ -71,7 +85,10 @@ class WorkflowFailed:
 @final
 @attrs.frozen
 class WorkflowRecovered:
-    """A workflow that had failed works again (``workflow_recovered``)."""
+    """A workflow that had failed works again.
+
+    The payload of ``workflow_recovered``.
+    """
 
     workflow_id: str
     workflow_name: str
@@ -88,67 +105,91 @@ class FieldChange:
 
     key: str
     value: Any = None
-    """The value now; None too where the message names none."""
+    """The value now; also None where the message names none."""
     previous_value: Any = None
-    """The value before; None too where the message names none."""
+    """The value before; also None where the message names none."""
 
 
 @final
 @attrs.frozen
 class Difference:
-    """One record that differs from the run before."""
+    """One record that differs from the previous run."""
 
     type: str
-    """``"changed"``, ``"added"`` or ``"removed"``; another word is let through."""
+    """``"changed"``, ``"added"`` or ``"removed"``; any other word is accepted."""
     fields: tuple[FieldChange, ...] = ()
 
 
 @final
 @attrs.frozen
 class WorkflowDataChange:
-    """The data that a workflow finds have changed (``workflow_data_change``)."""
+    """The data that a workflow finds have changed.
+
+    The payload of ``workflow_data_change``.
+    """
 
     id: str | None = None
     """The id of the change; `Event.id` is another one."""
     workflow_id: str | None = None
     data: tuple[Any, ...] | None = attrs.field(default=None, repr=False)
-    """The records, where they are sent along; possibly all of them, and megabytes."""
+    """The records, if the message carries them; possibly all records of the workflow, in many megabytes."""
     differences: tuple[Difference, ...] = attrs.field(default=(), repr=False)
     url: str | None = None
     created_at: datetime | None = None
     metadata: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
-    """``workflowName``, ``tags`` and what else came with it, as sent: only older pages describe it."""
+    """``workflowName``, ``tags`` and further fields, as sent. Only Kadoa's older pages describe them."""
 
 
 @final
 @attrs.frozen
 class OtherMessage:
-    """A payload without a class of its own, or one that does not fit its class."""
+    """A payload whose event type has no class, or that does not fit its class."""
 
     payload: Any = attrs.field(repr=False)
     """The payload as parsed from JSON; None where the frame carries none."""
     untyped_because: str | None = None
-    """Why a payload of a documented type has not become its class; None for types that have none.
+    """Why the payload does not fit the class of its event type; None for event types without a class.
 
-    It names fields and kinds of values, never values: it is safe to log.
+    The text names fields and kinds of values, never values, so it is safe to log.
     """
 
 
 Message = WorkflowFinished | WorkflowFailed | WorkflowRecovered | WorkflowDataChange | OtherMessage
 """Everything that `Event.message` can be."""
 
-_MESSAGE_CLASSES: Final[Mapping[str, type[Message]]] = {
-    "workflow_finished": WorkflowFinished,
-    "workflow_failed": WorkflowFailed,
-    "workflow_recovered": WorkflowRecovered,
-    "workflow_data_change": WorkflowDataChange,
+
+@final
+@attrs.frozen
+class EventType:
+    """An event type whose payload has a class."""
+
+    name: str
+    """The name on the wire."""
+    message: type[Message]
+    """The class of the payload. Its attributes are the fields on the wire, in ``snake_case``."""
+
+    @property
+    def documentation(self) -> str:
+        """What has happened, in one sentence."""
+        return (self.message.__doc__ or "").partition("\n")[0]
+
+
+EVENT_TYPES: Final[Mapping[str, EventType]] = {
+    one.name: one
+    for one in (
+        EventType("workflow_finished", WorkflowFinished),
+        EventType("workflow_failed", WorkflowFailed),
+        EventType("workflow_recovered", WorkflowRecovered),
+        EventType("workflow_data_change", WorkflowDataChange),
+    )
 }
+"""Every event type whose payload has a class. Events of all other types are delivered with an `OtherMessage`."""
 
 
 @final
 @attrs.frozen(eq=False, repr=False)
 class Event:
-    """Something happened in Kadoa.
+    """Something that happened in Kadoa.
 
     Events are values: two are equal when they have the same id, type, cursor
     and content, and they can be hashed, copied and pickled. Look inside with
@@ -162,49 +203,52 @@ class Event:
     id: str
     """Kadoa's id of the event, which stays the same when it is sent again.
 
-    An event that came without one is identified by ``cursor:`` and its
-    cursor, else by ``digest:`` and the SHA-256 of its frame. An id of more
-    than 256 characters, or a cursor of more than 1,024 that stands in for an
-    id, is replaced by ``digest:`` and the SHA-256 of its text, which is the
-    same in every repeat; `raw` has it as it came. See `id_source`.
+    An event without an id is identified by ``cursor:`` and its cursor, else
+    by ``digest:`` and the SHA-256 of its frame. An id of more than 256
+    characters, or a cursor of more than 1,024 characters that replaces an
+    id, is itself replaced by ``digest:`` and the SHA-256 of its text, which
+    is the same in every repeat; `raw` has the original. See `id_source`.
     """
     type: str
-    """The event type, such as ``"workflow_failed"``; new ones may come at any time.
+    """The event type, such as ``"workflow_failed"``; Kadoa may add types at any time.
 
-    Maximum 256 characters; a longer one is cut and ends with ``…``.
+    Maximum length in characters: 256; a longer type is cut and ends with ``…``.
     """
     _time: object = attrs.field(repr=False)
     cursor: str | None
-    """Where the event stands in the server's stream, if the server said so.
+    """The position of the event in the server's stream; None if the server sent none.
 
-    None too for a cursor of more than 1,024 characters: the client does not
-    resume from it, and resumes from the cursor before it.
+    Also None for a cursor of more than 1,024 characters: the client resumes
+    from the cursor before it instead.
     """
     id_source: IdSource
-    """Where `id` was taken from."""
+    """The origin of `id`."""
     _frame: str | bytes
     # An ASCII string or else UTF-8: one emoji makes a string of 50 MB one of 200 MB.
     workflow_id: str | None = None
-    """The workflow that the event is about, where its payload names one of at most 256 characters."""
+    """The workflow that the event is about, if its payload names one in ``workflowId``.
+
+    Maximum length in characters: 256; a longer one counts as missing.
+    """
     from_log: bool = False
-    """Whether it was taken from Kadoa's notification log to repair a gap, and so comes late and out of order."""
+    """Whether the event comes from Kadoa's notification log, to repair a gap: it is late and out of order."""
 
     @cached_property
     def timestamp(self) -> datetime | None:
-        """When it happened, in UTC; None where the frame says nothing that can be read."""
+        """When the event happened, in UTC; None if the frame has no readable time."""
         return read_time(self._time)
 
     @cached_property
     def raw(self) -> dict[str, Any]:
-        """The whole frame, parsed: everything that the server sent, unknown fields too.
+        """The whole frame, parsed: everything that the server sent, unknown fields included.
 
-        Parsed once and shared with `message`: copy it before changing it.
+        Parsed once and shared with `message`, so copy it before changing it.
         """
         try:
             frame = parse_json(self._frame)
         except (ValueError, RecursionError):
-            # Only a frame that is nested nearly too deeply gets here: what could be read once may
-            # not be readable from deeper in the stack.
+            # Only for a frame that is nested nearly too deeply: readable where it was received, it may be
+            # unreadable from deeper in the stack.
             frame = None
         if isinstance(frame, dict):
             return frame
@@ -212,10 +256,10 @@ class Event:
 
     @cached_property
     def message(self) -> Message:
-        """The payload, as the class of its event type, else as an `OtherMessage`. Parsed once."""
+        """The payload: an object of the class of its event type, or an `OtherMessage`. Parsed once."""
         payload = self.raw.get("message")
         if payload is None:
-            # Webhooks, and older pages about the socket, say ``data``.
+            # Webhooks, and Kadoa's older pages about the socket, name the payload ``data``.
             payload = self.raw.get("data")
         return to_message(self.type, payload)
 
@@ -227,7 +271,7 @@ class Event:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Event):
             return NotImplemented
-        # The frame last: it may be long.
+        # Compare the frame last, because it may be long.
         return (
             self.id == other.id
             and self.type == other.type
@@ -249,21 +293,21 @@ def _short(text: str) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON, and what passes for it: ``NaN``, lone surrogates, numbers beyond every range.
+    """Parse JSON, and its common extensions: ``NaN``, lone surrogates, numbers of any size.
 
     Raises:
-        ValueError: it is no JSON, or not UTF-8.
-        RecursionError: it is nested too deeply.
+        ValueError: *text* is not JSON, or not UTF-8.
+        RecursionError: *text* is nested too deeply.
     """
     try:
         return msgspec.json.decode(text)
     except (msgspec.MsgspecError, ValueError):
-        # msgspec is three times as fast, and strict. Its errors are not ValueErrors.
+        # msgspec is three times as fast as json, and stricter. Its errors are no ValueErrors.
         return json.loads(text, parse_int=_parse_int)
 
 
 def _parse_int(digits: str) -> int | float:
-    # The time that int() takes grows with the square of the digits. Python's own limit may be switched off, or lower.
+    # int() takes time quadratic in the number of digits. Python's own limit may be switched off, or lower.
     with contextlib.suppress(ValueError):
         if len(digits) <= _MAX_DIGITS:
             return int(digits)
@@ -273,11 +317,11 @@ def _parse_int(digits: str) -> int | float:
 def read_time(value: object) -> datetime | None:
     """Read a time as Kadoa writes it: ISO 8601, or milliseconds since the epoch.
 
-    A time without an offset is taken for UTC.
+    A time without an offset counts as UTC.
 
     Returns:
-        An aware time in UTC, or None when *value* is nothing of the kind or
-        lies outside of the years that `datetime` knows.
+        An aware time in UTC; None if *value* is not a time, or is outside of
+        the years that `datetime` supports.
     """
     try:
         if isinstance(value, str):
@@ -299,13 +343,13 @@ def write_time(time: datetime) -> str:
 
 def to_message(event_type: str, payload: Any) -> Message:
     """Make the message of an event from its parsed payload. Never raises."""
-    kind = _MESSAGE_CLASSES.get(event_type)
-    if kind is None:
+    known = EVENT_TYPES.get(event_type)
+    if known is None:
         return OtherMessage(payload)
     if payload is None:
-        return OtherMessage(None, "message: there is none that can be read")
+        return OtherMessage(None, "message: missing or unreadable")
     try:
-        return structure(payload, kind, "message")
+        return structure(payload, known.message, "message")
     except ValueError as exc:
         return OtherMessage(payload, str(exc))
 
@@ -314,9 +358,9 @@ def structure(value: Any, kind: type[T], name: str) -> T:
     """Make an object of an attrs class from parsed JSON, whose names are camelCase.
 
     Raises:
-        ValueError: it does not fit. The text names the first three places
-            that do not, from *name* on, and the kinds of values, never a
-            value.
+        ValueError: *value* does not fit *kind*. The text names the first
+            three fields that do not fit, as paths that begin with *name*, and
+            the kinds of their values, never a value.
     """
     try:
         return _converter().structure(value, kind)
@@ -353,19 +397,19 @@ def _say(exc: BaseException, _kind: type | None) -> str:
 
 
 def _wire_path(reason: str) -> str:
-    # cattrs names the attributes of our classes; a reader compares the reason with the JSON.
+    # cattrs names the attributes of our classes; the text names the fields of the JSON, because users look there.
     what, _, path = reason.rpartition(" @ ")
-    return f"{_camel(path)}: {what}"
+    return f"{camel_case(path)}: {what}"
 
 
-def _camel(name: str) -> str:
-    """Spell ``workflow_id`` as Kadoa does: ``workflowId``."""
+def camel_case(name: str) -> str:
+    """Convert ``workflow_id`` to Kadoa's spelling, ``workflowId``."""
     first, *others = name.split("_")
     return first + "".join(map(str.capitalize, others))
 
 
 def _structure_str(value: Any, _kind: object) -> str:
-    # cattrs would call str(): a 5 that becomes "5" hides that the payload is not what we think it is.
+    # cattrs would call str(). A 5 that becomes "5" would hide that the payload differs from its documentation.
     if not isinstance(value, str):
         raise _Mistyped("a string", value)
     return value
@@ -385,8 +429,8 @@ def _structure_mapping(value: Any, _kind: object) -> Mapping[str, Any]:
 
 
 def _object_hook(kind: type[T]) -> Callable[[Any, Any], T]:
-    """Make the hook for a class of ours, whose attributes are camelCase in JSON."""
-    names = {field.name: cattrs.gen.override(rename=_camel(field.name)) for field in attrs.fields(kind)}  # type: ignore[arg-type]  # T is one of ours
+    """Make the hook for a class of this package, whose attributes are camelCase in JSON."""
+    names = {field.name: cattrs.gen.override(rename=camel_case(field.name)) for field in attrs.fields(kind)}  # type: ignore[arg-type]  # T is a class of this module
     structure = cattrs.gen.make_dict_structure_fn(kind, _converter(), **names)  # type: ignore[arg-type]  # no option of it
 
     def hook(value: Any, _kind: Any) -> T:
@@ -398,8 +442,8 @@ def _object_hook(kind: type[T]) -> Callable[[Any, Any], T]:
 
 
 def _array_hook(kind: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
-    # cattrs takes any iterable (the characters of a string, the keys of an object), and goes on after any number of
-    # errors: 100,000 bad items, each an exception with its notes, took 16 s and 650 MB.
+    # cattrs accepts any iterable (the characters of a string, the keys of an object), and continues after any number
+    # of errors: 100,000 bad items, each an exception with its notes, took 16 s and 650 MB.
     item_kind = get_args(kind)[0]
     structure: Any = None if item_kind is Any else _converter().get_structure_hook(item_kind)
 
@@ -442,7 +486,7 @@ def _structure_bool(value: Any, _kind: Any) -> bool:
 
 @functools.cache
 def _converter() -> cattrs.Converter:
-    # Our own: hooks that a program registers on cattrs' global converter must not reach events.
+    # A converter of our own: hooks that a program registers on cattrs' global converter must not apply to events.
     converter = cattrs.Converter(detailed_validation=True)
     converter.register_structure_hook(str, _structure_str)
     converter.register_structure_hook(bool, _structure_bool)

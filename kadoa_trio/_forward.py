@@ -7,7 +7,7 @@ the header ``X-Kadoa-Event``.
 Every event can be posted, whatever it holds. The header has every byte of the
 type's UTF-8 that is not visible ASCII, and ``%``, as ``%XX``, and is cut at 256
 characters; the body has the type unchanged. The body is strict JSON: ``NaN``,
-infinities and numbers beyond a double's range are null, lone surrogates are
+infinities and floats beyond a double's range are null, lone surrogates are
 U+FFFD, and a payload that is nested too deeply to be written is null.
 """
 

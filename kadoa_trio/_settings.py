@@ -14,6 +14,7 @@ import trio
 
 from ._checks import check_count, check_flag, check_instance, check_seconds, refusal
 from ._errors import ConfigurationError
+from ._events import Event
 from ._redact import Secret, presentable
 from ._urls import fault_of_url, is_loopback
 
@@ -34,6 +35,19 @@ class Network(Protocol):
     @property
     def http_transport(self) -> object | None:
         """An ``httpx.AsyncBaseTransport``, or None for httpx's own."""
+        ...
+
+    @property
+    def settlement_observer(self) -> SettlementObserver | None:
+        """Is notified of each settled event; None for nobody. A simulated Kadoa has one, so that tests can wait."""
+        ...
+
+
+class SettlementObserver(Protocol):
+    """Is notified of each event that a program has settled."""
+
+    def settled(self, event: Event) -> None:
+        """Take notice of a settlement. Cheap, and never a checkpoint."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""What the client reports of itself: the state, and a notice for each change.
+"""What the client reports about itself: its state, and a notice for each change.
 
-They come through `Realtime.notices`, each also as a log record of the logger
-``kadoa_trio.client``.
+`Realtime.notices` delivers the notices. Each notice is also a record of the
+logger ``kadoa_trio.client``, with the same text.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from ._position import Gap
 from ._redact import presentable
 
 __all__ = [
-    "AcknowledgementsResting",
+    "AcknowledgementsPaused",
     "AdmissionPaused",
     "AttemptStarted",
-    "Connected",
     "ConnectionAged",
     "ConnectionStatus",
     "CursorAccepted",
+    "CursorCheckStarted",
     "CursorDropped",
-    "CursorOnTrial",
     "Draining",
     "EventLoopBlocked",
     "Failed",
@@ -33,6 +32,7 @@ __all__ = [
     "GapRemains",
     "GapRepaired",
     "HeldEventsReleased",
+    "Live",
     "Lost",
     "Notice",
     "PositionNotSaved",
@@ -50,12 +50,12 @@ __all__ = [
 
 
 def _name(text: str) -> str:
-    """Make a name that a server gave safe to show: a cursor, an id, a type."""
+    """Make a name from a server safe to show: a cursor, an id, a type."""
     return presentable(text, 80)
 
 
 def _words(text: str) -> str:
-    """Make a reason safe to show: it may hold a server's words, or those of a cursor store."""
+    """Make a reason safe to show: the text may come from a server or a cursor store."""
     return presentable(text, 300)
 
 
@@ -65,30 +65,30 @@ class State(enum.Enum):
     CONNECTING = "connecting"
     """No connection is live; an attempt is running or its timer is armed."""
     LIVE = "live"
-    """The newest connection has delivered a frame and is watched by its heartbeat."""
+    """The newest connection has delivered a frame, and its heartbeat has not timed out."""
     REPLACING = "replacing"
-    """The newest connection is draining. It is live, and its heir is on the way."""
+    """The newest connection is draining. It still delivers events while its replacement is opened."""
     STOPPED = "stopped"
-    """Admission has ended; `stop()` was called, or the block was left."""
+    """The client admits no further events, because `stop()` was called or the block was left."""
     FAILED = "failed"
-    """A fault that retrying cannot mend ended the client."""
+    """A fault that a retry cannot repair ended the client."""
 
 
 @attrs.frozen(kw_only=True)
 class Notice:
-    """Something happened to the client. The subclasses say what."""
+    """The base class of the notices: something happened to the client."""
 
     at: datetime
-    """Wall time, aware."""
+    """When it happened, in wall time with a time zone."""
 
     @property
     def level(self) -> int:
-        """The level that it is logged at."""
+        """The logging level of the notice's log record."""
         return logging.INFO
 
     @property
     def repeats(self) -> str | None:
-        """What notices share a rate limit with this one; None for one that needs no limit."""
+        """The name of the rate limit that this notice shares with others; None for a notice without a limit."""
         return None
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ class Subscribed(Notice):
 
     generation: int
     cursor: str | None
-    """The cursor it asked to resume from."""
+    """The cursor that the connection asked to resume from; None for a subscription without a cursor."""
 
     @property
     def level(self) -> int:
@@ -127,16 +127,18 @@ class Subscribed(Notice):
 
 
 @attrs.frozen(kw_only=True)
-class Connected(Notice):
-    """A connection is confirmed: the server has sent its first frame on it."""
+class Live(Notice):
+    """The server sent the first frame on a connection."""
 
     generation: int
     replaces: tuple[int, ...] = ()
-    """Older connections that are still read."""
+    """The older connections that the client still reads."""
 
     def __str__(self) -> str:
-        beside = f", beside {', '.join(map(str, self.replaces))}" if self.replaces else ""
-        return f"connection {self.generation}: live{beside}"
+        older = ", ".join(map(str, self.replaces))
+        several = "s" if len(self.replaces) > 1 else ""
+        overlap = f"; older connection{several} {older} still open" if older else ""
+        return f"connection {self.generation}: live{overlap}"
 
 
 @attrs.frozen(kw_only=True)
@@ -155,29 +157,33 @@ class Stable(Notice):
 
 @attrs.frozen(kw_only=True)
 class Draining(Notice):
-    """The server announced that it will close a connection. Expected in every redeploy."""
+    """The server announced that it will close a connection. Every redeploy of Kadoa does this."""
 
     generation: int
     delay: float
-    """How long the client waits before it opens the heir, in seconds; 0 for a connection that has one."""
+    """How long the client waits before it opens the replacement, in seconds; 0 if a newer connection exists."""
     deadline: str | None
-    """The server's ``deadlineAt``, as it stood there. It drives nothing: clocks differ."""
+    """The server's ``deadlineAt``, unchanged. The client does not act on it, because clocks differ."""
     resume_supported: bool | None
+    """The server's ``resumeSupported``; None if the server did not send it."""
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: draining, heir in {self.delay:.2f} s"
+        next_step = f"opening a replacement in {self.delay:.2f} s" if self.delay else "a newer connection exists"
+        return f"connection {self.generation}: draining; {next_step}"
 
 
 @attrs.frozen(kw_only=True)
 class Replaced(Notice):
-    """An older connection has ended while a newer one goes on: the end of an overlap."""
+    """An older connection ended, and a newer one continues: the overlap is over."""
 
     generation: int
     by: int
+    """The generation of the connection that continues."""
     how: str
+    """How the older connection ended."""
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: ended ({_words(self.how)}); {self.by} goes on"
+        return f"connection {self.generation}: replaced by connection {self.by} ({_words(self.how)})"
 
 
 @attrs.frozen(kw_only=True)
@@ -186,27 +192,28 @@ class Lost(Notice):
 
     generation: int
     how: str
+    """How the connection ended."""
     expected: bool = False
-    """Whether it was the end that a drain notice had announced."""
+    """Whether a drain notice had announced this end."""
 
     @property
     def level(self) -> int:
         return logging.INFO if self.expected else logging.WARNING
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: lost ({_words(self.how)})"
+        return f"connection {self.generation}: lost ({_words(self.how)}); opening a replacement"
 
 
 @attrs.frozen(kw_only=True)
 class Retrying(Notice):
-    """An attempt failed; the next one is due after a wait."""
+    """An attempt to open a connection failed. The client tries again after a wait."""
 
     generation: int
     why: str
     delay: float
-    """In seconds."""
+    """How long the client waits before the next attempt, in seconds."""
     failures: int
-    """Failures in a row."""
+    """The number of consecutive failures, this one included."""
 
     @property
     def level(self) -> int:
@@ -215,34 +222,37 @@ class Retrying(Notice):
     def __str__(self) -> str:
         return (
             f"connection {self.generation}: attempt failed ({_words(self.why)}); "
-            f"next in {self.delay:.2f} s after {self.failures} in a row"
+            f"consecutive failures: {self.failures}; next attempt in {self.delay:.2f} s"
         )
 
 
 @attrs.frozen(kw_only=True)
 class Refused(Notice):
-    """The key or a token was refused by a server that had accepted one before.
+    """The server refused the API key or a token, and had accepted one before.
 
-    The client goes on trying for `Timeouts.auth_grace`: a gateway's hiccup must not
-    end a service of weeks.
+    The client retries for `Timeouts.auth_grace`, because a short fault of a gateway
+    must not end a program that has run for weeks.
     """
 
     generation: int
     why: str
     grace: float
-    """How much longer it will try, in seconds."""
+    """How much longer the client retries, in seconds."""
 
     @property
     def level(self) -> int:
         return logging.ERROR
 
     def __str__(self) -> str:
-        return f"connection {self.generation}: {_words(self.why)}; giving up in {self.grace:.0f} s"
+        return (
+            f"connection {self.generation}: {_words(self.why)}; retrying for {self.grace:.0f} s, then failing "
+            "(option Timeouts.auth_grace)"
+        )
 
 
 @attrs.frozen(kw_only=True)
 class PossibleGap(Notice):
-    """Continuity could not be proved: events may have been missed."""
+    """Events may be missing, because the client cannot prove that the stream continued without a loss."""
 
     gap: Gap
 
@@ -253,15 +263,18 @@ class PossibleGap(Notice):
     def __str__(self) -> str:
         since = "the start" if self.gap.since is None else self.gap.since.isoformat(timespec="milliseconds")
         until = self.gap.until.isoformat(timespec="milliseconds")
-        return f"possible gap from {since} to {until}: {self.gap.reason.value}"
+        return (
+            f"possible gap from {since} to {until}: {self.gap.reason.value}; events may be missing (option repair_gaps)"
+        )
 
 
 @attrs.frozen(kw_only=True)
 class FrameIgnored(Notice):
-    """A frame was not understood and not delivered; the connection lives on.
+    """A frame could not be read and was not delivered; the connection stays open.
 
-    Published at a limited rate for each `kind`: five at once, then one in 10 s.
-    ``realtime.statistics().ignored`` counts every frame.
+    The client publishes this notice at a limited rate for each `kind`: five
+    at once, then one in 10 s. ``realtime.statistics().ignored`` counts every
+    ignored frame.
     """
 
     generation: int
@@ -271,11 +284,11 @@ class FrameIgnored(Notice):
     type: str | None = None
     """The type that the frame names. Maximum 256 characters."""
     suppressed: int = 0
-    """Frames of this kind that were ignored without a notice since the last notice of this kind."""
+    """The number of frames of this kind that were ignored without a notice since the last notice of this kind."""
 
     @property
     def level(self) -> int:
-        # New kinds of frames are announced and harmless; one that cannot be read may have been an event.
+        # Kadoa announces new kinds of frames, and they are harmless; a frame that cannot be read may be a lost event.
         return logging.WARNING if self.kind == "malformed" else logging.DEBUG
 
     @property
@@ -287,26 +300,28 @@ class FrameIgnored(Notice):
         named = f" of type {_name(self.type)!r}" if self.type is not None else ""
         return (
             f"connection {self.generation}: ignored a frame{named} ({_name(self.kind)}: {_words(self.why)}); "
-            f"the connection goes on{_and_suppressed(self.suppressed, 'frames of this kind were ignored')}"
+            f"the connection stays open{_and_suppressed(self.suppressed, 'frames of this kind were ignored')}"
         )
 
 
 @attrs.frozen(kw_only=True)
 class AdmissionPaused(Notice):
-    """Too much is unsettled (`Limits.unsettled`) or unsaved (`Limits.unsaved`): nothing is read until that changes.
+    """The client stopped reading, because `Limits.unsettled` or `Limits.unsaved` was reached.
 
-    Published once for each pause: a pause is over when the number is down to
+    Each pause is published once. A pause ends when the number has fallen to
     80 % of its limit. Pauses in quick succession are published at a limited
-    rate, five at once, then one in 10 s; ``realtime.statistics().pauses``
-    counts every one.
+    rate: five at once, then one in 10 s. ``realtime.statistics().pauses``
+    counts every pause.
     """
 
     oldest: str | None
-    """The id of the event that everything waits for; None if it waits for the cursor store."""
+    """The id of the oldest unsettled event; None if the client waits for the cursor store."""
     unsettled: int
+    """The number of events from the oldest unsettled one to the newest."""
     unsaved: int = 0
+    """The number of events that no save covers."""
     suppressed: int = 0
-    """Pauses that were not published since the last notice of one."""
+    """The number of pauses that were not published since the last such notice."""
 
     @property
     def level(self) -> int:
@@ -318,15 +333,15 @@ class AdmissionPaused(Notice):
         return "AdmissionPaused"
 
     def __str__(self) -> str:
-        more = _and_suppressed(self.suppressed, "pauses")
+        more = _and_suppressed(self.suppressed, "pauses began")
         if self.oldest is None:
             return (
                 f"admission paused: {self.unsaved} settled events are not saved, because the cursor store fails; "
-                f"the client reads on after a save (option Limits.unsaved){more}"
+                f"reading resumes after a save (option Limits.unsaved){more}"
             )
         return (
-            f"admission paused: event {_name(self.oldest)!r} is not settled, and the {self.unsettled} events from it on "
-            f"are the maximum (option Limits.unsettled); the client reads on when it is settled{more}"
+            f"admission paused: event {_name(self.oldest)!r} is not settled, and the {self.unsettled} events from it to "
+            f"the newest are the maximum; reading resumes when that event is settled (option Limits.unsettled){more}"
         )
 
 
@@ -335,8 +350,11 @@ def _and_suppressed(count: int, what: str) -> str:
 
 
 @attrs.frozen(kw_only=True)
-class CursorOnTrial(Notice):
-    """The server keeps closing connections that resume: the next one does without the cursor, and holds its events."""
+class CursorCheckStarted(Notice):
+    """The server closed several connections that sent the cursor, so the client checks whether the server accepts it.
+
+    A probe connection subscribes without the cursor, and its events are held.
+    """
 
     cursor: str
 
@@ -345,22 +363,25 @@ class CursorOnTrial(Notice):
         return logging.WARNING
 
     def __str__(self) -> str:
-        return f"the cursor {_name(self.cursor)} is on trial: several connections that sent it were closed before any event"
+        return (
+            f"checking the cursor {_name(self.cursor)}: the server closed several connections that sent it, before any "
+            "event; opening a probe connection without it"
+        )
 
 
 @attrs.frozen(kw_only=True)
 class CursorAccepted(Notice):
-    """A connection with the cursor lives after all: it was the server, not the cursor."""
+    """The cursor check is over: the server accepts the cursor, so the closes had another cause."""
 
     cursor: str
 
     def __str__(self) -> str:
-        return f"the cursor {_name(self.cursor)} is accepted after all"
+        return f"the server accepts the cursor {_name(self.cursor)}; the cursor check is over"
 
 
 @attrs.frozen(kw_only=True)
 class CursorDropped(Notice):
-    """The server accepts connections, but not with the cursor: it is given up. A `PossibleGap` says what that means."""
+    """The cursor check is over: the server refuses the cursor, so the client drops it and reports a `PossibleGap`."""
 
     cursor: str
 
@@ -369,20 +390,20 @@ class CursorDropped(Notice):
         return logging.ERROR
 
     def __str__(self) -> str:
-        return f"the cursor {_name(self.cursor)} is refused and was dropped"
+        return f"the server refuses the cursor {_name(self.cursor)}; the cursor was dropped and events may be missing"
 
 
 @attrs.frozen(kw_only=True)
 class HeldEventsReleased(Notice):
-    """A cursor check takes long, or many events: those that were held for it are handed out, and the cursor is kept.
+    """The events that were held for a cursor check are delivered, because the check takes long or held many events.
 
-    The check continues. Events that only a resumption from the cursor can
-    bring may still be delivered later, after newer ones.
+    The check continues, and the cursor is not dropped. Events that only a
+    replay from the cursor can bring may be delivered later, after newer ones.
     """
 
     cursor: str | None
     events: int
-    """How many events were held."""
+    """The number of held events."""
 
     @property
     def level(self) -> int:
@@ -390,12 +411,12 @@ class HeldEventsReleased(Notice):
 
     def __str__(self) -> str:
         which = "" if self.cursor is None else f" {_name(self.cursor)}"
-        return f"the check of the cursor{which} continues; {self.events} held events are handed out, the cursor is kept"
+        return f"the check of the cursor{which} continues; delivering the {self.events} held events now"
 
 
 @attrs.frozen(kw_only=True)
 class ConnectionAged(Notice):
-    """The newest connection has reached `Timeouts.max_age`. A replacement is opened beside it."""
+    """The newest connection reached `Timeouts.max_age`, so the client opens a replacement."""
 
     generation: int
 
@@ -405,10 +426,11 @@ class ConnectionAged(Notice):
 
 @attrs.frozen(kw_only=True)
 class EventLoopBlocked(Notice):
-    """A task of the program kept the event loop busy for so long that a heartbeat timer fired late.
+    """A task of the program blocked the event loop, so a heartbeat timer fired late.
 
-    The connection is read once more before it is given up. Look for blocking
-    calls and long computations in ``async`` functions; `trio.to_thread` is for them.
+    The client reads the connection once more before it closes it. Look for
+    blocking calls and long computations in ``async`` functions, and run them
+    with `trio.to_thread.run_sync`.
     """
 
     generation: int
@@ -421,18 +443,18 @@ class EventLoopBlocked(Notice):
 
     def __str__(self) -> str:
         return (
-            f"connection {self.generation}: the event loop was blocked for at least {self.seconds:.1f} s "
-            "by a task of this program; reading what has arrived"
+            f"connection {self.generation}: a task of this program blocked the event loop for at least "
+            f"{self.seconds:.1f} s; reading the frames that have arrived"
         )
 
 
 @attrs.frozen(kw_only=True)
 class Resumed(Notice):
-    """A cursor store was opened, and the position of an earlier run taken up."""
+    """The client resumes from the position that an earlier run saved in the cursor store."""
 
     cursor: str | None
     last_life: datetime | None
-    """When the server last gave a sign of life to that run."""
+    """When the earlier run last received a frame from the server."""
 
     def __str__(self) -> str:
         where = "without a cursor" if self.cursor is None else f"at {_name(self.cursor)}"
@@ -441,7 +463,7 @@ class Resumed(Notice):
 
 @attrs.frozen(kw_only=True)
 class FirstStart(Notice):
-    """A cursor store was opened, and has no position of an earlier run: events are received from now on."""
+    """The cursor store has no position of an earlier run, so the client receives the events from now on."""
 
     consumer: str
 
@@ -451,38 +473,41 @@ class FirstStart(Notice):
 
 @attrs.frozen(kw_only=True)
 class PositionNotSaved(Notice):
-    """A save failed. Events go on; what is not saved would be delivered again after a crash."""
+    """A save of the position failed. Events still arrive; after a crash the unsaved events are delivered again."""
 
     why: str
     delay: float
-    """When it is tried again, in seconds."""
+    """How long the client waits before the next save, in seconds."""
     unsaved: int
-    """Settled events that no save covers."""
+    """The number of settled events that no save covers."""
 
     @property
     def level(self) -> int:
         return logging.ERROR
 
     def __str__(self) -> str:
-        return f"the position cannot be saved ({_words(self.why)}); {self.unsaved} events unsaved; next try in {self.delay:.2f} s"
+        return (
+            f"the position was not saved ({_words(self.why)}); unsaved events: {self.unsaved}; "
+            f"next save in {self.delay:.2f} s"
+        )
 
 
 @attrs.frozen(kw_only=True)
 class PositionSaved(Notice):
-    """A save has succeeded after others had failed."""
+    """A save of the position succeeded after one or more had failed."""
 
     failures: int
-    """How many had."""
+    """The number of saves that had failed."""
 
     def __str__(self) -> str:
-        return f"the position is saved again, after {self.failures} failures"
+        return f"the position was saved; failed saves before it: {self.failures}"
 
 
 @attrs.frozen(kw_only=True)
-class AcknowledgementsResting(Notice):
-    """The endpoint for acknowledgements keeps refusing them and is left alone for a while. Events are not affected.
+class AcknowledgementsPaused(Notice):
+    """The server refused ten acknowledgements in a row, so the client pauses them for five minutes. Events still arrive.
 
-    Told once; not again before an acknowledgement has succeeded.
+    Published once, and again only after an acknowledgement has succeeded.
     """
 
     why: str
@@ -492,20 +517,24 @@ class AcknowledgementsResting(Notice):
         return logging.WARNING
 
     def __str__(self) -> str:
-        return f"acknowledgements are refused ({_words(self.why)}) and rest; events are not affected"
+        return (
+            f"the server refuses acknowledgements ({_words(self.why)}); pausing them for 5 minutes; "
+            "events are not affected (option acknowledge)"
+        )
 
 
 @attrs.frozen(kw_only=True)
 class GapRepaired(Notice):
-    """A possible gap was filled from the notification log."""
+    """A possible gap was filled from the notification log, which showed the whole time of the gap."""
 
     gap: Gap
     events: int
-    """How many events were taken from the log for it, in all tries. The log has shown all of the gap."""
+    """The number of events that the client took from the log for this gap, in all tries."""
 
     def __str__(self) -> str:
         return (
-            f"gap up to {self.gap.until.isoformat(timespec='milliseconds')} repaired: {self.events} events were missing"
+            f"gap up to {self.gap.until.isoformat(timespec='milliseconds')} repaired from the notification log; "
+            f"missing events delivered: {self.events}"
         )
 
 
@@ -516,7 +545,7 @@ class GapRemains(Notice):
     gap: Gap
     why: str
     final: bool
-    """Whether it is given up; else it stays in the position, and a later try or another run tries again."""
+    """Whether the client stops trying. If False, the gap stays in the position, and later tries and runs try again."""
 
     @property
     def level(self) -> int:
@@ -524,20 +553,21 @@ class GapRemains(Notice):
 
     def __str__(self) -> str:
         until = self.gap.until.isoformat(timespec="milliseconds")
-        return f"gap up to {until} not repaired{'' if self.final else ' yet'}: {_words(self.why)}"
+        next_step = "not trying again" if self.final else "trying again later"
+        return f"gap up to {until} not repaired: {_words(self.why)}; {next_step}"
 
 
 @attrs.frozen(kw_only=True)
 class Stopped(Notice):
-    """Admission has ended; what is buffered can still be received."""
+    """The client admits no further events. Buffered events can still be received."""
 
     def __str__(self) -> str:
-        return "stopped"
+        return "stopped; buffered events can still be received"
 
 
 @attrs.frozen(kw_only=True)
 class Failed(Notice):
-    """A fault that retrying cannot mend. The same fault is raised by ``receive``."""
+    """A fault that a retry cannot repair ended the client. ``receive`` raises the same fault."""
 
     fault: str
 
@@ -551,7 +581,7 @@ class Failed(Notice):
 
 @attrs.frozen(kw_only=True)
 class ConnectionStatus:
-    """A connection that is open."""
+    """An open connection, as `RealtimeStatistics.connections` lists it."""
 
     generation: int
     live: bool = False

@@ -30,6 +30,7 @@ class MemoryServers:
         self._before_write = before_write
         self._nursery: trio.Nursery | None = None
         self.http_transport = _Transport(_Backend(self))
+        self.settlement_observer = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

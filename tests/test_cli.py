@@ -1,7 +1,6 @@
-"""The command, run as users run it: a process of its own, against a simulated Kadoa on loopback.
+"""The command, run as users run it: in a process of its own, against a simulated Kadoa on loopback.
 
-Every wait is bounded by a whole test's deadline; nothing is asserted about
-how long anything takes.
+Every wait ends at the deadline of the test; no test asserts a duration.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def check(out: bytes, err: bytes, env: dict[str, str]) -> None:
-    """Check what holds for every run."""
+    """Check what is true for every run: no traceback, and no API key in the output."""
     assert b"Traceback" not in err, err.decode()
     key = env.get("KADOA_API_KEY", "").encode()
     assert not key or key not in err + out
@@ -56,7 +55,7 @@ async def finish(*arguments: str, env: dict[str, str], stdin: bytes = b"") -> su
 
 @asynccontextmanager
 async def running(*arguments: str, env: dict[str, str], read_out: bool = True) -> AsyncIterator[Running]:
-    """Run the command for the length of a block."""
+    """Run the command for the duration of a block."""
     async with _processes.running(command(*arguments), env=env, read_out=read_out) as one:
         yield one
     check(one.out, one.err, env)
@@ -178,10 +177,10 @@ async def test_listen_writes_json_lines_to_a_pipe(kadoa: SimulatedKadoa) -> None
         assert await run.end() == 0
     assert [json.loads(line) for line in run.out.splitlines()] == [json.loads(event.frame) for event in sent]
     assert b"3 events in" in run.err
-    assert kadoa.acknowledged == []  # who only looks on says nothing
+    assert kadoa.acknowledged == []  # a command without a position is read-only
 
 
-async def test_listen_writes_text_for_people(kadoa: SimulatedKadoa) -> None:
+async def test_listen_writes_text(kadoa: SimulatedKadoa) -> None:
     async with running("listen", "--limit", "8", "--format", "text", env=environment(kadoa)) as run:
         await kadoa.wait_subscribed(1)
         for kind in ("workflow_finished", "workflow_failed", "workflow_recovered", "workflow_data_change"):
@@ -189,11 +188,11 @@ async def test_listen_writes_text_for_people(kadoa: SimulatedKadoa) -> None:
         kadoa.publish("workflow_failed", {"reason": 5})
         kadoa.publish("credits_low", {"left": 3})
         kadoa.publish("workflow_data_change", {"workflowId": "wf_8", "differences": []})
-        # A server must not reach the terminal: colours, a new title, a line of its own.
+        # A server must not control the terminal: no colours, no new title, no line that looks like one of the command.
         wicked = {
             "workflowId": "wf\x1b[2J",
             "source": "s",
-            "reason": "red\x1b[31m\nkadoa-trio: all is well\u202e",
+            "reason": "red\x1b[31m\nkadoa-trio: all steps succeeded\u202e",
             "action": "a",
         }
         kadoa.publish("workflow_failed", wicked)
@@ -209,7 +208,7 @@ GOLDEN_LISTEN = """\
 2026-01-01 00:00:04  workflow_failed       -             not typed: message.workflowId: missing; message.source: missing; message.reason: expected a string, not a number; and more
 2026-01-01 00:00:05  credits_low           -
 2026-01-01 00:00:06  workflow_data_change  wf_8          0 differences
-2026-01-01 00:00:07  workflow_failed       wf [2J        red [31m kadoa-trio: all is well
+2026-01-01 00:00:07  workflow_failed       wf [2J        red [31m kadoa-trio: all steps succeeded
 """
 
 
@@ -224,7 +223,7 @@ async def test_listen_filters(kadoa: SimulatedKadoa) -> None:
     assert json.loads(run.out)["id"] == wanted.id
 
 
-async def test_listen_with_a_store_goes_on_where_lines_were_written(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
+async def test_listen_with_a_store_resumes_after_the_last_written_line(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
     arguments = ["listen", "--store", str(tmp_path / "p.db"), "--consumer", "test", "--limit", "2"]
     seen: list[str] = []
     for round_ in range(3):
@@ -235,10 +234,12 @@ async def test_listen_with_a_store_goes_on_where_lines_were_written(kadoa: Simul
             assert await run.end() == 0
         seen += [json.loads(line)["id"] for line in run.out.splitlines()]
     assert seen == [event.id for event in kadoa.published]
-    assert kadoa.acknowledged  # who keeps a position handles what it reads
+    assert kadoa.acknowledged  # a command with a position handles what it prints
 
 
-async def test_event_whose_line_nobody_took_comes_again_after_a_kill(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
+async def test_event_whose_line_was_not_read_is_printed_again_after_a_kill(
+    kadoa: SimulatedKadoa, tmp_path: Path
+) -> None:
     arguments = ["listen", "--store", str(tmp_path / "p.db")]
     async with running(*arguments, env=environment(kadoa), read_out=False) as run:
         out = run.process.stdout
@@ -250,16 +251,16 @@ async def test_event_whose_line_nobody_took_comes_again_after_a_kill(kadoa: Simu
             line += await out.receive_some()
         large = kadoa.publish("credits_low", {"text": "x" * 2_000_000})  # larger than any pipe
         after = kadoa.publish()
-        await out.receive_some(1)  # it is being written, and the first one is settled
+        await out.receive_some(1)  # the large event is being written, and the first one is settled
         await kadoa.wait_settled(first)
-        await trio.sleep(0.3)  # what would be settled too early would be saved by now
+        await trio.sleep(0.3)  # an event that was settled too early would be saved by now
         run.process.kill()
         await run.process.wait()
     done = await finish(*arguments, "--limit", "2", env=environment(kadoa))
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [large.id, after.id]
 
 
-async def test_listen_goes_on_from_a_cursor(kadoa: SimulatedKadoa) -> None:
+async def test_listen_resumes_from_a_cursor(kadoa: SimulatedKadoa) -> None:
     sent = kadoa.publish_many(5)
     cursor = sent[2].cursor
     assert cursor is not None
@@ -267,7 +268,7 @@ async def test_listen_goes_on_from_a_cursor(kadoa: SimulatedKadoa) -> None:
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [event.id for event in sent[3:]]
 
 
-async def test_second_listener_of_one_consumer_is_told_who_owns_it(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
+async def test_second_listener_of_one_consumer_names_the_owner(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
     arguments = ["listen", "--store", str(tmp_path / "p.db")]
     async with running(*arguments, env=environment(kadoa)) as run:
         await kadoa.wait_subscribed(1)
@@ -297,32 +298,32 @@ async def test_closed_pipe_is_a_clean_end(kadoa: SimulatedKadoa) -> None:
     assert b"Broken pipe" not in run.err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a pipe's reader has gone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports that a pipe's reader has gone")
 async def test_closed_pipe_ends_a_quiet_listener(kadoa: SimulatedKadoa) -> None:
     async with running("listen", env=environment(kadoa), read_out=False) as run:
         assert run.process.stdout is not None
         await kadoa.wait_subscribed(1)
         await run.process.stdout.aclose()
-        assert await run.end() == 0  # though not one event came
+        assert await run.end() == 0  # although no event arrived
 
 
-async def test_slow_reader_does_not_make_the_client_deaf(kadoa: SimulatedKadoa) -> None:
+async def test_slow_reader_does_not_stop_the_client(kadoa: SimulatedKadoa) -> None:
     async with running("listen", "--limit", "3", env=environment(kadoa), read_out=False) as run:
         assert run.process.stdout is not None
         await kadoa.wait_subscribed(1)
-        # Larger than any pipe: nobody reads the first one yet.
+        # Larger than any pipe, and the test does not read yet.
         kadoa.publish("credits_low", {"text": "x" * 2_000_000})
         kadoa.publish_many(2)
         beats = len(kadoa.connections[0].received)
         kadoa.newest.drain(100, close_after=0.5)
-        await kadoa.wait_subscribed(2)  # it lives, and has answered the drain
+        await kadoa.wait_subscribed(2)  # the client is alive, and has answered the drain
         assert beats == 1
         await run.read_out()
         assert await run.end() == 0
     assert len(run.out.splitlines()) == 3
 
 
-async def test_connection_news_goes_to_stderr(kadoa: SimulatedKadoa) -> None:
+async def test_notices_go_to_stderr(kadoa: SimulatedKadoa) -> None:
     async with running("listen", env=environment(kadoa)) as run:
         await kadoa.wait_subscribed(1)
         kadoa.newest.reset()
@@ -347,7 +348,7 @@ async def test_verbose_log_has_no_secret(kadoa: SimulatedKadoa) -> None:
 
 
 class Hook:
-    """A webhook endpoint that answers as told."""
+    """A webhook endpoint that answers with the statuses that a test sets."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
@@ -399,10 +400,10 @@ async def test_forward_posts_webhooks(kadoa: SimulatedKadoa, tmp_path: Path) -> 
     assert b"x-kadoa-event: workflow_failed" in hook.heads[0].lower()
     assert b"content-type: application/json" in hook.heads[0].lower()
     assert kadoa.api_key.encode() not in b"".join(hook.heads)
-    assert b"2 delivered, 0 put aside" in run.err
+    assert b"2 delivered, 0 dead letters" in run.err
 
 
-async def test_forward_retries_in_order_and_goes_on_after_a_restart(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
+async def test_forward_retries_in_order_and_resumes_after_a_restart(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
     async with hooked() as (hook, url):
         arguments = ["forward", url, "--store", str(tmp_path / "p.db")]
         hook.statuses = [500, 404, 302]
@@ -410,7 +411,7 @@ async def test_forward_retries_in_order_and_goes_on_after_a_restart(kadoa: Simul
             await kadoa.wait_subscribed(1)
             sent = [event.id for event in kadoa.publish_many(3)]
             await run.until(lambda: len(hook.bodies) >= 6)
-            # The next one is refused for as long as this run lasts.
+            # The endpoint refuses the next event until this run ends.
             hook.default = 503
             stuck = kadoa.publish()
             await run.until(lambda: hook.ids[-1] == stuck.id)
@@ -425,7 +426,7 @@ async def test_forward_retries_in_order_and_goes_on_after_a_restart(kadoa: Simul
         assert hook.ids[tried:] == [event.id for event in kadoa.published[3:]]
 
 
-async def test_forward_waits_for_an_endpoint_that_is_not_there(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
+async def test_forward_waits_for_an_endpoint_that_is_down(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     await listeners[0].aclose()
@@ -443,7 +444,7 @@ async def test_forward_waits_for_an_endpoint_that_is_not_there(kadoa: SimulatedK
     assert hook.ids == [event.id]
 
 
-async def test_forward_puts_dead_letters_aside_and_replays_them(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
+async def test_forward_writes_dead_letters_and_replays_them(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
     letters = tmp_path / "dead.jsonl"
     async with hooked() as (hook, url):
         hook.statuses = [500, 500, 200, 500, 500]
@@ -462,14 +463,14 @@ async def test_forward_puts_dead_letters_aside_and_replays_them(kadoa: Simulated
             await kadoa.wait_subscribed(1)
             sent = [event.id for event in kadoa.publish_many(3)]
             assert await run.end() == 0
-        assert b"1 delivered, 2 put aside, 4 failed attempts" in run.err
-        kept = [json.loads(line) for line in letters.read_text().splitlines()]
-        assert [letter["event"]["id"] for letter in kept] == [sent[0], sent[2]]
-        assert kept[0]["attempts"] == 2
-        assert kept[0]["why"] == "HTTP 500"
-        assert letters.stat().st_mode & 0o077 == 0  # events are nobody else's business
+        assert b"1 delivered, 2 dead letters, 4 failed attempts" in run.err
+        written = [json.loads(line) for line in letters.read_text().splitlines()]
+        assert [letter["event"]["id"] for letter in written] == [sent[0], sent[2]]
+        assert written[0]["attempts"] == 2
+        assert written[0]["why"] == "HTTP 500"
+        assert letters.stat().st_mode & 0o077 == 0  # only the user may read events
 
-        # One fails again and stays; a line that is no letter stays, too.
+        # One fails again and stays in the file; a line that is not a letter stays, too.
         with letters.open("a") as file:
             file.write("torn {\n")
         hook.bodies.clear()
@@ -502,13 +503,13 @@ async def test_secret_of_the_endpoint_is_in_no_log(kadoa: SimulatedKadoa) -> Non
     assert b"secret-query" not in run.err
 
 
-async def test_replay_of_a_file_that_is_not_there_is_1() -> None:
+async def test_replay_of_a_missing_file_is_1() -> None:
     done = await finish("forward", "http://127.0.0.1:1", "--replay", "/nonexistent/x", env=environment())
     assert done.returncode == 1
     assert b"No such file" in done.stderr
 
 
-async def test_forward_keeps_its_position_for_the_user_by_default(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
+async def test_forward_saves_its_position_for_the_user_by_default(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
     env = environment(kadoa, HOME=str(tmp_path), XDG_CONFIG_HOME=str(tmp_path / "config"))
     async with hooked() as (hook, url):
         async with running("forward", f"{url}?token=secret-query", "--limit", "1", env=env) as run:
@@ -568,7 +569,7 @@ async def test_send_test_reaches_the_socket(kadoa: SimulatedKadoa) -> None:
     assert event["message"]["workflowId"] == "wf_9"
 
 
-async def test_doctor_finds_all_well(kadoa: SimulatedKadoa) -> None:
+async def test_doctor_succeeds(kadoa: SimulatedKadoa) -> None:
     done = await finish("doctor", env=environment(kadoa))
     assert done.returncode == 0, done.stdout.decode()
     assert re.sub(
@@ -597,7 +598,7 @@ async def diagnosis(kadoa: SimulatedKadoa, *arguments: str, **more: str) -> tupl
     return done.returncode, {step["name"]: step for step in report["steps"]}
 
 
-async def test_doctor_tells_faults_apart(kadoa: SimulatedKadoa) -> None:
+async def test_doctor_names_the_step_that_failed(kadoa: SimulatedKadoa) -> None:
     code, steps = await diagnosis(kadoa, KADOA_API_KEY="wrong-key-12345678")
     assert code == 1
     assert steps["token"]["verdict"] == "failed"
@@ -633,6 +634,28 @@ async def test_simulate_serves_any_client_and_has_its_faults(tmp_path: Path) -> 
     assert b"connection 2: subscribed from" in run.err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["simulate", "--rate", "nan"], ["simulate", "--seconds", "nan"], ["demo", "--seconds", "nan"]]
+)
+async def test_nan_is_a_usage_error(arguments: list[str]) -> None:
+    done = await finish(*arguments, env=environment())
+    assert done.returncode == 2
+    assert b"is not a number" in done.stderr
+
+
+async def test_key_file_without_an_end_is_a_usage_error() -> None:
+    done = await finish("send-test", "workflow_failed", "--api-key-file", "/dev/zero", env=environment())
+    assert done.returncode == 2
+    assert b"longer than 10000 characters" in done.stderr
+
+
+async def test_closed_standard_output_is_one_line() -> None:
+    done = await finished(["sh", "-c", f"exec {sys.executable} -m kadoa_trio demo >&-"], env=environment())
+    assert done.returncode == 2
+    assert b"standard output is closed" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 async def test_simulate_ends_after_its_seconds() -> None:
     done = await finish("simulate", "--seconds", "0.1", "--chaos", "3", env=environment())
     assert done.returncode == 0
@@ -652,22 +675,22 @@ async def test_demo_is_perfect() -> None:
     assert re.search(rb"lost +0\n", done.stdout)
 
 
-# ---- nothing reaches a terminal as a server, a file or the environment wrote it ---------------------------------------
+# ---- no text of a server, a file or the environment reaches a terminal unchanged --------------------------------------
 
-HOSTILE = "\x1b]0;owned\x07\x9b31m\r\nkadoa-trio: all is well\u202e\u2028"
+HOSTILE = "\x1b]0;owned\x07\x9b31m\r\nkadoa-trio: all steps succeeded\u202e\u2028"
 
 
 def assert_presentable(written: bytes) -> None:
-    """Find no control character, and no line that something outside has forged."""
+    """Assert that there is no control character, and no line that looks like one of the command but is not."""
     text = written.decode()
     assert all(character == "\n" or character.isprintable() for character in text), text
     for line in text.splitlines():
-        assert re.match(r"kadoa-trio: (?!all is well)|(DEBUG|INFO|WARNING|ERROR):[\w.-]+:", line), line
+        assert re.match(r"kadoa-trio: (?!all steps succeeded)|(DEBUG|INFO|WARNING|ERROR):[\w.-]+:", line), line
 
 
 @asynccontextmanager
 async def hostile_kadoa() -> AsyncIterator[dict[str, str]]:
-    """Serve tokens, and connections that are closed with a reason; every word is hostile. Give the environment."""
+    """Serve tokens, and connections that are closed with a reason; every text is hostile. Return the environment."""
     event = {"eventType": f"x{HOSTILE}", "id": f"e{HOSTILE}", "_cursor": f"1-1{HOSTILE}", "message": {"id": 1}}
     odd: list[dict[str, object]] = [
         {"type": "control.draining", "retryAfterMs": 60_000, "deadlineAt": HOSTILE, "connectionId": HOSTILE},

@@ -40,8 +40,8 @@ from kadoa_trio._engine._ledger import Ledger
 from kadoa_trio.notices import (
     AdmissionPaused,
     CursorAccepted,
+    CursorCheckStarted,
     CursorDropped,
-    CursorOnTrial,
     FrameIgnored,
     Lost,
     Notice,
@@ -575,6 +575,19 @@ async def test_chained_drains_under_load_lose_nothing(autojump_clock: Any, pair:
         nursery.cancel_scope.cancel()
 
 
+async def test_empty_messages_are_no_sign_of_life(autojump_clock: Any, pair: Any) -> None:
+    async with pair(timeouts=Timeouts(heartbeat=30.0)) as (kadoa, realtime):
+        kadoa.publish()
+        await realtime.events.receive()
+        connection = kadoa.newest
+        connection.go_silent()
+        for _ in range(60):
+            await trio.sleep(1)
+            connection.send_raw("")
+        await kadoa.wait_subscribed(2)
+        assert "Timeouts.heartbeat" in str(kinds(notices(realtime), Lost)[0])
+
+
 async def test_silent_connection_is_lost_after_the_heartbeat_timeout(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         await settle_in(kadoa, realtime)
@@ -713,7 +726,7 @@ async def test_sick_server_does_not_cost_the_cursor(autojump_clock: Any, pair: A
         kadoa.heal()
         assert await take(realtime, 6) == ids(sent)
         await trio.sleep(60)
-        assert_acquitted(realtime, CursorOnTrial)
+        assert_acquitted(realtime, CursorCheckStarted)
 
 
 async def test_cursor_on_trial_is_accepted_when_the_server_recovers(autojump_clock: Any, pair: Any) -> None:
@@ -722,7 +735,7 @@ async def test_cursor_on_trial_is_accepted_when_the_server_recovers(autojump_clo
         await trio.sleep(30)
         kadoa.faults = Faults(refuse_cursors=True)
         kadoa.newest.reset()
-        while not kinds(found := notices(realtime), CursorOnTrial):  # noqa: ASYNC110  # a notice has no event
+        while not kinds(found := notices(realtime), CursorCheckStarted):  # noqa: ASYNC110  # a notice has no event
             await trio.sleep(0.1)
         while not any(one.subscribed and one.last_cursor is None and one.number > 1 for one in kadoa.connections):  # noqa: ASYNC110
             await trio.sleep(0.1)
@@ -763,7 +776,7 @@ async def test_resets_do_not_put_the_cursor_on_trial(autojump_clock: Any, pair: 
         kadoa.heal()
         sent += kadoa.publish_many(1)
         assert await take(realtime, 4) == ids(sent)
-        assert not kinds(notices(realtime), CursorOnTrial)
+        assert not kinds(notices(realtime), CursorCheckStarted)
 
 
 async def test_late_repeats_do_not_take_the_cursor_back(autojump_clock: Any, pair: Any) -> None:
@@ -1024,7 +1037,7 @@ async def test_buffer_is_bounded_by_events_and_reading_goes_on(autojump_clock: A
         sent = kadoa.publish_many(100)
         await trio.sleep(HOUR)
         statistics = realtime.events.statistics()
-        assert (statistics.buffered_events, statistics.tasks_waiting_room) == (20, 1)
+        assert (statistics.buffered_events, statistics.tasks_waiting_space) == (20, 1)
         assert realtime.statistics().attempts == 1  # the clock stood still: it is we who do not read
         assert await take(realtime, 100) == ids(sent)
 
@@ -1121,7 +1134,7 @@ async def test_state_statistics_and_notices_tell_one_story(autojump_clock: Any, 
         await trio.sleep(30)
         assert realtime.state is State.LIVE
         assert [type(notice).__name__ for notice in notices(realtime)][:6] == [
-            "AttemptStarted", "Subscribed", "Connected", "Stable", "Draining", "AttemptStarted",
+            "AttemptStarted", "Subscribed", "Live", "Stable", "Draining", "AttemptStarted",
         ]  # fmt: skip
         assert realtime.statistics().connections[-1].live
 

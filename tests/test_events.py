@@ -1,4 +1,4 @@
-"""Events and their messages: every documented payload is typed, every odd one is delivered all the same."""
+"""Events and their messages: every documented payload is typed, every other payload is delivered untyped."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kadoa_trio._events import (
+    EVENT_TYPES,
     Difference,
     Event,
     FieldChange,
@@ -35,7 +36,6 @@ from kadoa_trio._events import (
 from kadoa_trio._net._wire import Ignored, decode
 
 FRAMES = Path(__file__).parent / "frames"
-TYPED = ["workflow_finished", "workflow_failed", "workflow_recovered", "workflow_data_change"]
 FAILED = {"workflowId": "wf_1", "source": "example.com", "reason": "gone", "action": "look"}
 
 json_values = st.recursive(
@@ -66,7 +66,7 @@ def test_documented_failure_is_typed() -> None:
         case WorkflowFailed(reason=reason):
             assert reason == "Page layout changed"
         case _:
-            pytest.fail("the class does not match itself")
+            pytest.fail("the pattern does not match the class")
 
 
 def test_documented_recovery_is_typed() -> None:
@@ -105,7 +105,7 @@ def test_finished_is_typed_in_every_spelling(name: str) -> None:
     assert message.workflow_id == "wf_123"
 
 
-def test_null_stands_for_a_missing_optional_field_only() -> None:
+def test_null_counts_as_missing_in_optional_fields_only() -> None:
     assert to_message("workflow_failed", {**FAILED, "url": None}) == WorkflowFailed(
         "wf_1", "example.com", "gone", "look"
     )
@@ -114,7 +114,7 @@ def test_null_stands_for_a_missing_optional_field_only() -> None:
     )
 
 
-def test_unknown_fields_do_not_disturb_and_stay_in_raw() -> None:
+def test_unknown_fields_are_ignored_by_the_class_and_stay_in_raw() -> None:
     event = event_of({"eventType": "workflow_failed", "id": "1", "message": {**FAILED, "new": [1]}, "also": {"x": 2}})
     assert isinstance(event.message, WorkflowFailed)
     assert event.raw["message"]["new"] == [1]
@@ -126,7 +126,7 @@ def test_unknown_fields_do_not_disturb_and_stay_in_raw() -> None:
     [
         ("workflow_failed", 5, "message: expected an object, not a number"),
         ("workflow_failed", [], "message: expected an object, not an array"),
-        ("workflow_failed", None, "message: there is none that can be read"),
+        ("workflow_failed", None, "message: missing or unreadable"),
         ("workflow_failed", {**FAILED, "workflowId": 5}, "message.workflowId: expected a string, not a number"),
         ("workflow_failed", {**FAILED, "sourceUrl": True}, "message.sourceUrl: expected a string, not a boolean"),
         ("workflow_recovered", {"workflowId": "a", "source": "b"}, "message.workflowName: missing"),
@@ -147,7 +147,7 @@ def test_unknown_fields_do_not_disturb_and_stay_in_raw() -> None:
         ),
     ],
 )
-def test_odd_payload_is_kept_with_the_reason(event_type: str, payload: object, reason: str) -> None:
+def test_odd_payload_is_delivered_with_the_reason(event_type: str, payload: object, reason: str) -> None:
     assert to_message(event_type, payload) == OtherMessage(payload, reason)
 
 
@@ -163,13 +163,13 @@ def test_reason_and_repr_never_show_values() -> None:
     assert "hush" not in f"{event!r} {event} {event.message!r}"
 
 
-def test_unknown_type_is_no_fault() -> None:
+def test_event_of_an_unknown_type_has_no_reason() -> None:
     event = event_of({"eventType": "credits_low", "id": "1", "message": {"left": 3}})
     assert event.message == OtherMessage({"left": 3}, None)
 
 
-@given(st.sampled_from(TYPED), json_values)
-def test_no_payload_raises(event_type: str, payload: object) -> None:
+@given(st.sampled_from(list(EVENT_TYPES)), json_values)
+def test_payload_of_any_kind_makes_a_message(event_type: str, payload: object) -> None:
     message = to_message(event_type, payload)
     if not isinstance(payload, dict):
         assert isinstance(message, OtherMessage)
@@ -207,19 +207,19 @@ def test_nested_nearly_too_deeply_is_still_an_event() -> None:
         try:
             dig(event)
         except RecursionError:
-            event.message  # noqa: B018  # may fail for want of stack, and then must not be remembered wrongly
+            event.message  # noqa: B018  # may fail because the stack is full, and must not cache a wrong result
 
     with contextlib.suppress(RecursionError):
         dig(copy.copy(event))
     assert isinstance(event.message, WorkflowFinished)
 
 
-def test_frame_that_cannot_be_parsed_again_gives_what_is_known() -> None:
-    # As `decode` never makes one; stands for a frame read deeper in the stack.
+def test_frame_that_cannot_be_parsed_again_has_type_and_id() -> None:
+    # `decode` never makes such an event; it represents a frame that is read deeper in the stack.
     deep = "[" * 100_000 + "]" * 100_000
     event = Event("1", "workflow_finished", None, None, "id", f'{{"message":{deep}}}')
     assert event.raw == {"eventType": "workflow_finished", "id": "1"}
-    assert event.message == OtherMessage(None, "message: there is none that can be read")
+    assert event.message == OtherMessage(None, "message: missing or unreadable")
 
 
 def test_events_are_values() -> None:
@@ -255,7 +255,7 @@ def test_size_is_the_bytes_of_the_frame() -> None:
     assert event_of('{"type":"x","id":"é😀"}').size == 26
 
 
-def test_long_text_with_an_emoji_is_held_once_and_narrow() -> None:
+def test_long_text_with_an_emoji_is_held_once_as_utf_8() -> None:
     event = event_of('{"type":"x","id":"1","message":"' + "a" * 1_000_000 + '😀"}')
     held = event._frame
     assert isinstance(held, bytes)
@@ -298,11 +298,11 @@ def test_json_beyond_the_strict_parser_is_read() -> None:
     assert parsed["e"] == 123456789012345678901234567890
 
 
-# Bounds: what reading a payload costs.
+# ---- bounds: the cost of reading a payload ---------------------------------------------------------------------------
 
 
 def calls_of(function: Callable[[], object]) -> int:
-    """Count the calls, of Python and of C functions, that *function* makes: work, whatever the machine is doing."""
+    """Count the calls of Python and C functions that *function* makes: a measure of work, independent of the machine."""
     count = 0
 
     def profile(_frame: object, event: str, _argument: object) -> None:
@@ -402,7 +402,7 @@ def _keys(count: int) -> str:
 @pytest.mark.parametrize("depth", [100, 400, 900, 10_000, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 @pytest.mark.parametrize("field", ["data", "differences", "metadata", "other"])
-def test_deep_nesting_costs_no_more_than_the_message(field: str, opening: str, closing: str, depth: int) -> None:
+def test_deep_nesting_costs_at_most_the_message(field: str, opening: str, closing: str, depth: int) -> None:
     nested = opening * depth + "0" + closing * depth
     decoded = decode(f'{{"eventType":"workflow_data_change","id":"1","message":{{"id":"c","{field}":{nested}}}}}')
     if depth < 1_000:

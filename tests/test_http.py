@@ -12,6 +12,7 @@ import gzip
 import json
 import logging
 import socket as stdlib_socket
+import ssl
 import struct
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -39,9 +40,18 @@ from kadoa_trio._errors import (
     ProtocolError,
     RequestRefusedError,
 )
-from kadoa_trio._net._answers import parse_retry_after
+from kadoa_trio._net._answers import describe, parse_retry_after
 from kadoa_trio._net._api import KadoaApi, Token, open_api
-from kadoa_trio._net._http import MAX_ANSWER, HttpClient, default_ssl_context, open_http, secret_of_query
+from kadoa_trio._net._http import (
+    _BYTES_A_CHUNK,
+    _CHUNKS,
+    _CHUNKS_AT_ONCE,
+    MAX_ANSWER,
+    HttpClient,
+    default_ssl_context,
+    open_http,
+    secret_of_query,
+)
 from kadoa_trio._redact import Secret, censor, presentable
 from kadoa_trio._settings import Endpoints, Settings
 
@@ -81,6 +91,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @attrs.frozen
 class MockNetwork:
     http_transport: object | None
+    settlement_observer: None = None
 
     async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         raise AssertionError("the token request opened a stream")
@@ -441,6 +452,38 @@ async def test_endless_answer_is_read_to_the_limit_only() -> None:
     assert isinstance(error, ProtocolError)
     # What the kernel's buffers swallowed is not ours; without a limit all of it would have gone.
     assert sent < 200 * MAX_ANSWER
+
+
+async def test_answer_in_tiny_chunks_is_read_a_little_at_a_time_and_not_for_ever() -> None:
+    # Chunks that arrive together are read without waiting: other tasks must run between them.
+    turns = sent = 0
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        nonlocal sent
+        await read_head(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while sent < 100_000:
+            await stream.send_all(b"1\r\nx\r\n" * 1_000)
+            sent += 1_000
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with serving(handler) as port, trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        error = await failure(plain(port))
+        nursery.cancel_scope.cancel()
+    assert isinstance(error, ProtocolError)
+    assert turns >= (_CHUNKS + MAX_ANSWER // _BYTES_A_CHUNK) // _CHUNKS_AT_ONCE
+    assert sent < 100_000
+
+
+def test_tls_error_of_a_programs_own_code_is_described() -> None:
+    assert describe(ssl.SSLError("mine")) == "TLS failed: unknown"
+    assert describe(ssl.SSLCertVerificationError("mine")) == "certificate refused: no reason given"
 
 
 def bomb(size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The testing kit, as programs that use the library use it."""
+"""The testing kit, used as a program's tests use it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import attrs
 import pytest
 import trio
 from _processes import environment_without, finished
 from _receiving import receiving, survive
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import kadoa_trio
 from kadoa_trio import (
     Endpoints,
     Event,
     MemoryCursorStore,
+    Message,
     OtherMessage,
     Timeouts,
     WorkflowDataChange,
-    WorkflowFailed,
-    WorkflowFinished,
-    WorkflowRecovered,
     open_realtime,
 )
+from kadoa_trio import testing as kit
+from kadoa_trio._events import EVENT_TYPES, camel_case
 from kadoa_trio._net._wire import decode
 from kadoa_trio.testing import (
     Draft,
@@ -36,9 +39,8 @@ from kadoa_trio.testing import (
     other_event,
     workflow_data_change,
     workflow_failed,
-    workflow_finished,
-    workflow_recovered,
 )
+from kadoa_trio.testing._builders import BUILDERS
 from kadoa_trio.testing.strategies import drafts, events, frames, schedules
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,25 +50,54 @@ WEEK = 7 * 24 * 3600.0
 # ---- builders ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("draft", "kind"),
-    [
-        (workflow_finished(), WorkflowFinished),
-        (workflow_failed(), WorkflowFailed),
-        (workflow_recovered(), WorkflowRecovered),
-        (workflow_data_change(), WorkflowDataChange),
-        (other_event("credits_low", left=3), OtherMessage),
-    ],
-)
-def test_builders_make_what_their_class_takes(draft: Draft, kind: type) -> None:
+@pytest.mark.parametrize("name", EVENT_TYPES)
+def test_event_type_has_an_exported_class_a_builder_a_documented_frame_and_a_page(name: str) -> None:
+    kind = EVENT_TYPES[name].message
+    assert kind in get_args(Message)
+    assert kind.__name__ in kadoa_trio.__all__
+    assert f".. autoclass:: kadoa_trio.{kind.__name__}\n" in (ROOT / "docs" / "reference.md").read_text()
+    assert f"``{name}``" in (kind.__doc__ or "")
+    assert EVENT_TYPES[name].documentation.endswith(".")
+    assert getattr(kit, name) is BUILDERS[name]
+    assert name in kit.__all__
+    documented = decode((ROOT / "tests" / "frames" / f"{name}.json").read_bytes())
+    drafted = make_event(BUILDERS[name](workflow_id="wf_7"))
+    assert isinstance(documented, Event)
+    for event in (documented, drafted):
+        assert type(event.message) is kind
+        assert event.workflow_id == event.message.workflow_id  # type: ignore[union-attr]  # every class has one
+    # A builder drafts fields that the class has.
+    assert set(drafted.raw["message"]) <= {camel_case(field.name) for field in attrs.fields(kind)}
+
+
+def test_every_message_class_and_every_builder_is_of_an_event_type() -> None:
+    assert {one.message for one in EVENT_TYPES.values()} == set(get_args(Message)) - {OtherMessage}
+    assert set(BUILDERS) == set(EVENT_TYPES)
+
+
+async def test_every_event_type_is_streamed_published_and_typed(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        for name, event_type in EVENT_TYPES.items():
+            assert kadoa.workspace.streams(name, None)
+            kadoa.publish(name, workflow_id="wf_9")
+            event = await realtime.events.receive()
+            assert (type(event.message), event.workflow_id) == (event_type.message, "wf_9")
+
+
+def test_event_of_another_type_has_an_other_message() -> None:
+    event = make_event(other_event("credits_low", left=3))
+    assert event.message == OtherMessage({"left": 3})
+
+
+@pytest.mark.parametrize("name", [*EVENT_TYPES, "credits_low"])
+def test_made_events_have_a_time_and_an_id_of_their_own(name: str) -> None:
+    draft = BUILDERS[name]() if name in BUILDERS else other_event(name)
     event = make_event(draft)
-    assert type(event.message) is kind
-    assert getattr(event.message, "untyped_because", None) is None
     assert event.timestamp is not None
     assert event.id != make_event(draft).id
 
 
-def test_builders_say_what_they_are_told() -> None:
+def test_builders_use_their_arguments() -> None:
     message = make_event(
         workflow_data_change(differences=[difference("changed", price=(1, 2)), difference("added", name="x")], extra=7)
     ).message
@@ -78,7 +109,17 @@ def test_builders_say_what_they_are_told() -> None:
     assert failed.message.reason == "gone"  # type: ignore[union-attr]
 
 
-async def test_draft_is_published_as_it_stands(autojump_clock: Any, pair: Any) -> None:
+@given(drafts(odd=True), st.none() | st.just("1742-0"))
+def test_made_event_is_what_the_client_decodes_from_its_frame(draft: Draft, cursor: str | None) -> None:
+    event = make_event(draft, cursor=cursor)
+    decoded = decode(json.dumps(event.raw))
+    assert isinstance(decoded, Event)
+    assert decoded == event
+    for name in ("workflow_id", "timestamp", "id_source", "from_log", "raw"):
+        assert getattr(decoded, name) == getattr(event, name)
+
+
+async def test_draft_is_published_unchanged(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         sent = kadoa.publish(workflow_failed(reason="because", tag="extra"))
         event = await realtime.events.receive()
@@ -89,7 +130,7 @@ async def test_draft_is_published_as_it_stands(autojump_clock: Any, pair: Any) -
 # ---- assertions ----------------------------------------------------------------------------------------------------
 
 
-async def test_settled_is_what_was_settled(autojump_clock: Any, pair: Any) -> None:
+async def test_settled_lists_what_the_client_settled(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         one, two = kadoa.publish_many(2)
         await realtime.events.receive()
@@ -123,7 +164,7 @@ async def test_settled_is_known_although_acknowledgements_are_lost(autojump_cloc
         assert kadoa.acknowledged == []
 
 
-async def test_position_and_subscriptions_can_be_asked_for(autojump_clock: Any) -> None:
+async def test_store_and_simulator_report_position_and_subscriptions(autojump_clock: Any) -> None:
     store = MemoryCursorStore()
     assert store.position() is None
     async with open_simulated_kadoa() as kadoa:
@@ -133,7 +174,7 @@ async def test_position_and_subscriptions_can_be_asked_for(autojump_clock: Any) 
                 kadoa.publish()
                 await realtime.events.receive()
                 realtime.events.settle()
-                # A connection that resumed moves the cursor after 3 times stable_after; until then the id stands beside it.
+                # A connection that resumed moves the cursor after 3 times stable_after; until then the id is saved beside it.
                 await trio.sleep(40)
         first, second = kadoa.published
         position = store.position()
@@ -159,7 +200,7 @@ async def test_simulated_kadoa_can_be_the_default(autojump_clock: Any, monkeypat
     assert Endpoints.from_environment() == Endpoints()
 
 
-async def test_one_default_inside_of_another_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_default_inside_of_another_default_restores_the_outer_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KADOA_API_KEY", raising=False)
     async with open_simulated_kadoa() as outer, open_simulated_kadoa() as inner:
         with outer.as_default():
@@ -180,7 +221,7 @@ def test_drawn_events_are_typed(event: Event) -> None:
 
 
 @given(events(odd=True))
-def test_odd_events_are_events_all_the_same(event: Event) -> None:
+def test_odd_events_have_a_message_and_a_frame(event: Event) -> None:
     assert event.message is not None
     assert isinstance(event.raw, dict)
 
@@ -191,7 +232,7 @@ def test_drawn_frames_are_decoded(frame: str) -> None:
 
 
 @given(schedules(seconds=60, max_faults=4))
-def test_drawn_schedules_keep_their_bounds(schedule: Schedule) -> None:
+def test_drawn_schedules_are_within_their_bounds(schedule: Schedule) -> None:
     assert len(schedule.faults) <= 4
     assert all(fault.at <= 60 and fault.kind != "forget" for fault in schedule.faults)
     assert str(Schedule.parse(str(schedule))) == str(schedule)
@@ -247,8 +288,8 @@ def test_it(strategy):
 async def test_strategies_are_fast_enough_where_hypothesis_has_no_cache(tmp_path: Path) -> None:
     # The health check counts more than a second for the first ten draws, which a cache on the disk hides.
     (tmp_path / "test_cold.py").write_text(COLD)
-    kept = str(tmp_path / "hypothesis")
-    code, text = await run("test_cold.py", cwd=tmp_path, HYPOTHESIS_STORAGE_DIRECTORY=kept)
+    storage = str(tmp_path / "hypothesis")
+    code, text = await run("test_cold.py", cwd=tmp_path, HYPOTHESIS_STORAGE_DIRECTORY=storage)
     assert code == 0, text
     assert "5 passed" in text
 
@@ -258,7 +299,7 @@ async def test_strategies_are_fast_enough_where_hypothesis_has_no_cache(tmp_path
 
 async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any) -> None:
     async with (
-        # A heartbeat every 15 s is 40,000 of them, which cost ten times what is tested here.
+        # A heartbeat every 15 s would be 40,000 heartbeats, which cost ten times the CPU of the rest of the test.
         open_simulated_kadoa(heartbeat_interval=300) as kadoa,
         open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(heartbeat=700)) as realtime,
     ):
@@ -280,8 +321,8 @@ async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any) -> 
 
 
 async def run(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
-    """Run pytest in a process of its own; give its exit code and what it wrote."""
-    # Not below this run's own options: the plugins are those that are installed.
+    """Run pytest in a process of its own; return its exit code and its output."""
+    # Without the options of this run: only the installed plugins are loaded.
     environment = {**environment_without("PYTEST", "COV"), **environment}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:anyio", "-p", "no:randomly", "-q"]
     done = await finished([*command, *arguments], cwd=cwd, env=environment)

@@ -96,7 +96,7 @@ class Machine(RuleBasedStateMachine):
     def open(self, *, ignore: bool, promised: bool) -> None:
         self.generation += 1
         promised = promised or self.honest
-        mark = self.ledger.mark()
+        mark = self.ledger.mark(self.now())
         cursor = self.ledger.open(self.generation, self.now(), mark=mark, promised=promised)
         link = Link(self.generation, cursor, self.clock)
         if cursor is not None:
@@ -707,9 +707,9 @@ def test_events_that_share_a_cursor_are_not_taken_for_older_ones() -> None:
     assert ledger.resume_cursor == cursor(11)
     assert "11b" not in ledger._ahead
     ledger.ended(3, at(3))
-    opened(ledger, 4, 4)
-    ledger.repeat(4, "11b", cursor(11), at(4))
-    feed(ledger, 4, 12)
+    opened(ledger, 4, 4 + RELIED)
+    ledger.repeat(4, "11b", cursor(11), at(4 + RELIED))
+    feed(ledger, 4, 12, seconds=4 + RELIED)
     assert ledger.resume_cursor == cursor(12)
 
 
@@ -724,11 +724,65 @@ def test_event_older_than_the_subscription_moves_the_cursor_at_once() -> None:
     feed(ledger, 2, 11, 12, 13)
     assert ledger.resume_cursor == cursor(10)  # they may be live, before a replay
     ledger.ended(2, at(8))
-    opened(ledger, 3, 9)
-    feed(ledger, 3, 11, seconds=9)
+    opened(ledger, 3, RELIED)
+    feed(ledger, 3, 11, seconds=RELIED)
     assert ledger.resume_cursor == cursor(11)
-    feed(ledger, 3, 12, 13, 14, seconds=9)
+    feed(ledger, 3, 12, 13, 14, seconds=RELIED)
     assert ledger.resume_cursor == cursor(13)
+
+
+@pytest.mark.parametrize("cursors", [True, "opaque"])
+def test_live_event_that_comes_again_before_the_replay_moves_no_cursor(cursors: bool | str) -> None:
+    # Another instance of the server sends it some seconds late, or it is sent again because it was not acknowledged.
+    ledger = Ledger(WINDOW)
+    opened(ledger, 1)
+    feed(ledger, 1, 10, cursors=cursors)
+    ledger.ended(1, at(60))
+    opened(ledger, 2, 60)
+    feed(ledger, 2, 14, cursors=cursors, seconds=62)
+    ledger.ended(2, at(63))
+    stood = ledger.resume_cursor
+    opened(ledger, 3, 64)
+    feed(ledger, 3, 14, cursors=cursors, seconds=66)
+    assert ledger.resume_cursor == stood
+    ledger.ended(3, at(67))
+    assert ledger.settled_position(at(67)).cursor == stood
+
+
+def test_live_event_that_comes_late_moves_no_cursor_though_a_newer_one_is_known() -> None:
+    ledger = led(10)
+    ledger.ended(1, at(60))
+    opened(ledger, 2, 60)
+    feed(ledger, 2, 15, seconds=62)
+    ledger.ended(2, at(63))
+    opened(ledger, 3, 64)
+    feed(ledger, 3, 14, 15, seconds=66)  # 11 to 13 are owed by a replay that has not begun
+    assert ledger.resume_cursor == cursor(10)
+
+
+@pytest.mark.parametrize("place", ["recent", "settled"])
+def test_event_of_an_earlier_run_that_comes_again_before_the_replay_moves_no_cursor(place: str) -> None:
+    ids = (name(14),)
+    position = Position(
+        cursor=cursor(10), recent=ids if place == "recent" else (), settled=ids if place == "settled" else ()
+    )
+    ledger = Ledger(WINDOW, position)
+    opened(ledger, 1)
+    feed(ledger, 1, 14, seconds=1)
+    assert ledger.resume_cursor == cursor(10)
+
+
+def test_live_event_that_comes_again_shows_that_the_replay_may_go_on() -> None:
+    ledger = led(10)
+    ledger.ended(1, at(60))
+    opened(ledger, 2, 60)
+    feed(ledger, 2, 14, seconds=62)
+    ledger.ended(2, at(63))
+    opened(ledger, 3, 64)
+    ledger.tick(3, at(64 + TRUSTED - 5))
+    feed(ledger, 3, 14, seconds=64 + TRUSTED - 5)
+    ledger.tick(3, at(64 + TRUSTED + 1))
+    assert not ledger.trusts(3)
 
 
 def test_opaque_cursor_moves_to_a_repeated_event_that_is_older_than_the_attempt() -> None:
@@ -739,12 +793,14 @@ def test_opaque_cursor_moves_to_a_repeated_event_that_is_older_than_the_attempt(
     opened(ledger, 2, 1)
     feed(ledger, 2, 11, 12, cursors="opaque", seconds=2)
     ledger.ended(2, at(9))
-    mark = ledger.mark()
+    mark = ledger.mark(at(2 + RELIED))
     ledger.open(3, mark=mark)
-    ledger.live(3, at(10))
-    feed(ledger, 3, 11, cursors="opaque", seconds=10)
+    ledger.live(3, at(3 + RELIED))
+    feed(ledger, 3, 11, cursors="opaque", seconds=3 + RELIED)
     assert ledger.resume_cursor == "opaque 11"
-    feed(ledger, 3, 13, cursors="opaque", seconds=10)
+    feed(ledger, 3, 13, cursors="opaque", seconds=3 + RELIED)
+    assert ledger.resume_cursor == "opaque 11"
+    feed(ledger, 3, 10, 11, cursors="opaque", seconds=3 + RELIED)
     assert ledger.resume_cursor == "opaque 11"
 
 
@@ -837,10 +893,10 @@ def test_older_connection_covers_what_the_next_one_left_in_its_trail() -> None:
 def test_replay_that_came_while_another_connection_led_counts_when_that_ends() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 13)
-    opened(ledger, 3, 1)
-    feed(ledger, 3, 11, 12, seconds=1)
+    opened(ledger, 3, RELIED)
+    feed(ledger, 3, 11, 12, seconds=RELIED)
     assert ledger.resume_cursor == cursor(10)
-    ledger.ended(2, at(2))
+    ledger.ended(2, at(RELIED))
     assert ledger.resume_cursor == cursor(12)
     for cursors in ("opaque", True):
         other = led(10)
@@ -848,9 +904,9 @@ def test_replay_that_came_while_another_connection_led_counts_when_that_ends() -
         other.ended(1, at(0))
         opened(other, 2)
         feed(other, 2, 21, cursors=cursors)
-        opened(other, 3)
-        feed(other, 3, 21, cursors=cursors)
-        other.ended(2, at(1))
+        opened(other, 3, RELIED)
+        feed(other, 3, 21, cursors=cursors, seconds=RELIED)
+        other.ended(2, at(1 + RELIED))
         assert other.resume_cursor == (f"opaque {21}" if cursors == "opaque" else cursor(21))
 
 
@@ -915,10 +971,10 @@ def test_time_that_passes_does_not_renew_a_promise() -> None:
 def test_server_that_resumes_without_a_promise_is_believed() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 50)
-    opened(ledger, 3, promised=False)
-    feed(ledger, 3, 11)  # older than the subscription, so that the server does replay
-    ledger.ended(2, at(1))
-    assert ledger.tick(3, at(STABLE_AFTER)) == []
+    opened(ledger, 3, RELIED, promised=False)
+    feed(ledger, 3, 11, seconds=RELIED)  # older than the subscription, so that the server does replay
+    ledger.ended(2, at(1 + RELIED))
+    assert ledger.tick(3, at(STABLE_AFTER + RELIED)) == []
     assert ledger.resume_cursor == cursor(11)
 
 

@@ -32,7 +32,7 @@ from kadoa_trio import (
     open_realtime,
 )
 from kadoa_trio.notices import (
-    AcknowledgementsResting,
+    AcknowledgementsPaused,
     AdmissionPaused,
     Notice,
     PositionNotSaved,
@@ -202,7 +202,7 @@ async def test_key_of_another_team_does_not_resume(autojump_clock: Clock) -> Non
         kadoa.team_id = "team-2"
         async with connect(kadoa, cursor_store=store):
             assert (await kadoa.wait_subscribed(2)).last_cursor is None
-        with pytest.raises(ConfigurationError, match="another team"):
+        with pytest.raises(ConfigurationError, match="belongs to team"):
             async with connect(kadoa, resume_from=position):
                 pass
 
@@ -438,7 +438,7 @@ async def test_last_position_that_is_not_saved_is_an_error_at_exit(autojump_cloc
                 await take(realtime, 3)
         with pytest.raises(ZeroDivisionError) as caught:
             async with connect(kadoa, cursor_store=FaultyStore()) as realtime:
-                realtime._keeper._store.fault = OSError("disk full")  # type: ignore[union-attr]
+                realtime._assembly.saver._store.fault = OSError("disk full")  # type: ignore[union-attr]
                 kadoa.publish()
                 await take(realtime, 1)
                 raise ZeroDivisionError
@@ -686,7 +686,7 @@ async def test_refusing_endpoint_is_left_alone_with_one_notice(autojump_clock: C
             await take(realtime, 10)
             await trio.sleep(60)
         statistics = realtime.statistics()
-        assert len(told(realtime, AcknowledgementsResting)) == 1
+        assert len(told(realtime, AcknowledgementsPaused)) == 1
         assert statistics.acknowledgements_failed < 60
         kadoa.heal()
         await trio.sleep(400)

@@ -1,8 +1,8 @@
-"""Drawn programs: any schedule of faults and consumers against the whole client, then quiet.
+"""Drawn programs: any schedule of faults and consumers against the whole client, then a quiet time.
 
-Each example runs in memory on virtual time. After the quiet every event that
-a client could have received was handed out exactly once, no gap is claimed
-that cannot have been, and the bounds were kept all the way.
+Each example runs in memory on virtual time. At its end every event that the
+client could have received was handled exactly once, no gap is reported that
+was impossible, and no bound was exceeded.
 """
 
 from __future__ import annotations
@@ -125,12 +125,12 @@ async def run(program: list[tuple[tuple[Any, ...], int]], hows: list[str], optio
             async with trio.open_nursery() as nursery:
                 for how in hows:
                     nursery.start_soon(drawn.consume, realtime.events.clone(), how)
-                while realtime.statistics().resume_cursor is None:  # noqa: ASYNC110  # no cursor, no promise
+                while realtime.statistics().resume_cursor is None:  # noqa: ASYNC110  # without a cursor nothing is promised
                     await trio.sleep(0.01)
                 for operation, which in program:
                     await drawn.perform(operation, which)
                     check_bounds(kadoa, realtime)
-                # Quiet. A slow consumer needs two seconds an event.
+                # The quiet time. A slow consumer needs two seconds per event.
                 kadoa.heal()
                 await trio.sleep(600 + 2.5 * len(kadoa.published))
                 assert realtime.state is State.LIVE
@@ -154,7 +154,7 @@ async def run(program: list[tuple[tuple[Any, ...], int]], hows: list[str], optio
 
 def check_bounds(kadoa: SimulatedKadoa, realtime: Realtime) -> None:
     statistics = realtime.events.statistics()
-    # What went back to the line counts, too.
+    # Events that consumers returned count, too.
     assert statistics.buffered_events <= statistics.max_buffered_events + 3
     assert statistics.unsettled <= statistics.max_unsettled
     assert len(realtime.statistics().connections) <= 3
@@ -184,7 +184,7 @@ def test_any_schedule_ends_with_every_event_handled_once(
 
 
 class FickleStore:
-    """A store that is slow and fails, as drawn; it keeps what a save that was cut short may have left."""
+    """A store that is slow and fails, as drawn; a save that fails late has been written."""
 
     def __init__(self, moods: list[str]) -> None:
         self.inner = MemoryCursorStore()
@@ -221,7 +221,7 @@ class FickleSession:
 
 
 async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], moods: list[str], repair: bool) -> None:
-    """Run the program again and again, each time killed: nothing of it but the store's last save goes on."""
+    """Run the program several times and kill it each time: only the last save of the store survives."""
     store = FickleStore(moods)
     handled: list[str] = []
     async with open_simulated_kadoa() as kadoa:
@@ -242,13 +242,13 @@ async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], m
                     nursery.start_soon(drawn.consume, realtime.events.clone(), "fast")
                     if not made:
                         kadoa.publish()
-                        while store.saved is None or store.saved.cursor is None:  # noqa: ASYNC110  # no cursor, no promise
+                        while store.saved is None or store.saved.cursor is None:  # noqa: ASYNC110  # without a cursor nothing is promised
                             await trio.sleep(0.1)
                     for operation, which in program:
                         await drawn.perform(operation, which)
                         assert store.saved is not None
                         assert store.saved.cursor is not None
-                        # Whatever the saved position passes was handled.
+                        # Every event up to the saved position was handled.
                         known = set(handled)
                         assert set(store.saved.settled) | set(store.saved.recent) <= known
                         for event in kadoa.published:
@@ -258,7 +258,7 @@ async def crash_and_restart(schedule: list[list[tuple[tuple[Any, ...], int]]], m
                     if last:
                         kadoa.heal()
                         await trio.sleep(600)
-                    # The kill: a store that is dead before anything else can be saved.
+                    # The kill: from now on nothing can be saved.
                     store.moods = itertools.repeat("fails")
                     nursery.cancel_scope.cancel()
 

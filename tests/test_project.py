@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib
+import operator
 import re
 import runpy
 import signal
 import sqlite3
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -18,18 +23,23 @@ from _processes import finished, running
 import kadoa_trio
 import kadoa_trio.notices
 import kadoa_trio.workspace
+from kadoa_trio import ConfigurationError, SQLiteCursorStore
 from kadoa_trio.testing import open_simulated_kadoa
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(kadoa_trio.__file__).parent
 PUBLIC = (kadoa_trio, kadoa_trio.notices, kadoa_trio.workspace)
 
 
-def test_public_names_are_all_there() -> None:
+def test_every_public_name_exists() -> None:
     for module in PUBLIC:
         for name in module.__all__:
             assert hasattr(module, name)
-    assert len(kadoa_trio.__all__) < 50, "the words of every day: the others have modules of their own"
+    assert len(kadoa_trio.__all__) < 50, (
+        "the top level holds everyday names; other names belong to kadoa_trio.notices or kadoa_trio.workspace"
+    )
     assert (PACKAGE / "py.typed").exists()
 
 
@@ -62,12 +72,12 @@ async def test_example_prints_events(
                 kadoa.publish("workflow_failed")
                 text = ""
                 while "failed" not in text:
-                    await trio.sleep(0.01)  # another program's output has no event
+                    await trio.sleep(0.01)  # no event reports new output
                     text += capsys.readouterr().out
                 nursery.cancel_scope.cancel()
 
 
-async def test_effects_and_position_are_in_one_transaction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_each_effect_happens_once_over_three_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = runpy.run_path(str(ROOT / "docs" / "examples" / "transaction.py"))
     path = tmp_path / "mine.db"
 
@@ -87,8 +97,26 @@ async def test_effects_and_position_are_in_one_transaction(monkeypatch: pytest.M
                     while len(effects()) < len(kadoa.published):  # noqa: ASYNC110  # a database has no event
                         await trio.sleep(0.02)
                     nursery.cancel_scope.cancel()
-            kadoa.publish_many(2)  # while nobody is there
+            kadoa.publish_many(2)  # while no program is running
         assert effects() == [event.id for event in kadoa.published[:-2]]
+
+
+async def test_program_with_its_own_database_has_a_position_before_its_first_event(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "transaction.py"))
+    path = tmp_path / "mine.db"
+    async with open_simulated_kadoa() as kadoa:
+        with kadoa.as_default():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(code["main"], str(path))
+                await kadoa.wait_subscribed(1)
+                await trio.sleep(1)
+                nursery.cancel_scope.cancel()  # as a crash: nothing was committed since
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        position = code["prepare"](database)
+    assert position is not None
+    assert position.cursor_at is not None
 
 
 async def test_workspace_is_set_up_by_a_program(
@@ -103,7 +131,55 @@ async def test_workspace_is_set_up_by_a_program(
         assert kadoa.workspace.streams("workflow_finished", None)
 
 
-async def test_monitor_alerts_of_a_gap(
+async def run_asyncio(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run an asyncio program in a thread."""
+    return await trio.to_thread.run_sync(lambda: asyncio.run(main()), abandon_on_cancel=True)
+
+
+async def test_asyncio_program_receives_again_what_it_had_not_handled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "asyncio_bridge.py"))
+    store = SQLiteCursorStore(tmp_path / "positions.db")
+
+    async def receive(count: int) -> list[str]:
+        received: list[str] = []
+        async with contextlib.aclosing(code["receive_events"](cursor_store=store)) as events:
+            async for event in events:
+                received.append(event.id)
+                if len(received) == count:
+                    break  # this event is not marked as handled
+        return received
+
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        for name, value in kadoa.environment.items():
+            monkeypatch.setenv(name, value)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+
+                async def publish() -> None:
+                    await kadoa.wait_subscribed(1)
+                    kadoa.publish_many(5)
+
+                nursery.start_soon(publish)
+                first = await run_asyncio(lambda: receive(3))
+            ids = [event.id for event in kadoa.published]
+            assert first == ids[:3]
+            assert await run_asyncio(lambda: receive(3)) == ids[2:]
+
+
+async def test_asyncio_program_gets_the_error_of_the_client() -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "asyncio_bridge.py"))
+
+    async def receive() -> None:
+        async for _event in code["receive_events"](resume_from=""):
+            pass
+
+    with trio.fail_after(60), pytest.raises(ConfigurationError, match="resume_from"):
+        await run_asyncio(receive)
+
+
+async def test_monitor_alerts_of_a_gap_and_of_a_long_outage(
     autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = runpy.run_path(str(ROOT / "docs" / "examples" / "monitor.py"))
@@ -132,6 +208,13 @@ def test_every_example_is_shown_and_run() -> None:
     for example in (ROOT / "docs" / "examples").rglob("*.py"):
         assert f"examples/{example.relative_to(ROOT / 'docs' / 'examples')}" in pages
         assert example.parent.name == "pager" or f'"{example.stem}"' in tests or f'"{example.name}"' in tests
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_link_of_the_readme_leads_to_a_file() -> None:
+    links = re.findall(r"\]\(((?!https?:)[^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 15
+    assert not [link for link in links if not (ROOT / link).exists()]
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the README is not beside an installed package")
@@ -169,6 +252,23 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_step_of_the_design_names_a_function_that_exists() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    steps = re.findall(r"^\| .* \| `([\w.]+)` \| `([\w.]+)` \|$", text, re.MULTILINE)
+    assert len(steps) > 20
+    for module, function in steps:
+        operator.attrgetter(function)(importlib.import_module(f"kadoa_trio.{module}"))
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_every_file_that_contributors_are_sent_to_exists() -> None:
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    named = set(re.findall(r"`((?:kadoa_trio|tests|docs)/[\w./]+)`", text))
+    assert len(named) > 20
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
 def test_every_program_of_the_documentation_keeps_ctrl_c_out_of_spawning() -> None:
     programs = [(ROOT / "README.md").read_text(), *(page.read_text() for page in (ROOT / "docs").rglob("*.md"))]
     examples = (path for path in (ROOT / "docs" / "examples").rglob("*.py") if not path.stem.startswith("test_"))
@@ -182,7 +282,7 @@ def test_every_program_of_the_documentation_keeps_ctrl_c_out_of_spawning() -> No
 
 
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
-async def test_program_with_the_known_problem_of_trio_runs(tmp_path: Path) -> None:
+async def test_program_with_the_known_problem_of_trio_hangs(tmp_path: Path) -> None:
     program = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "known-problems.md").read_text(), re.DOTALL)
     assert program is not None
     path = tmp_path / "program.py"
@@ -192,7 +292,7 @@ async def test_program_with_the_known_problem_of_trio_runs(tmp_path: Path) -> No
         run.process.send_signal(signal.SIGINT)
         with trio.move_on_after(0.2):
             await run.process.wait()
-        # It hangs. If it ends, Trio has mended this, and the page can go.
+        # The program hangs. If it ends, Trio has fixed the problem, and the page can be removed.
         assert run.process.returncode is None
     done = await finished([sys.executable, str(path), "checkpoints"])
     assert b"interrupted" not in done.stdout

@@ -731,6 +731,7 @@ class MemoryNetwork:
     """Endpoints that stay in memory: each stream that is opened has a server of its own."""
 
     http_transport = None
+    settlement_observer = None
 
     def __init__(
         self, server: Handler, received: Callable[[bytes | bytearray], bytes | bytearray] = lambda data: data

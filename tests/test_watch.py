@@ -1,4 +1,4 @@
-"""The full-screen view: in real pseudo-terminals of several sizes, and its parts drawn without one."""
+"""The full-screen view: in real pseudo-terminals of several sizes, and its parts without a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kadoa_trio.testing import open_simulated_kadoa
 
 @pytest.mark.sockets
 @pytest.mark.parametrize(("columns", "lines"), [(120, 40), (80, 24), (40, 10), (20, 4), (10, 2)])
-async def test_watch_fits_every_size_and_gives_the_terminal_back(columns: int, lines: int) -> None:
+async def test_watch_fits_every_size_and_restores_the_terminal(columns: int, lines: int) -> None:
     async with (
         open_simulated_kadoa(loopback=True, heartbeat_interval=0.2) as kadoa,
         terminal(["watch"], kadoa.environment, columns=columns, lines=lines) as one,
@@ -28,12 +28,12 @@ async def test_watch_fits_every_size_and_gives_the_terminal_back(columns: int, l
         await kadoa.wait_subscribed(1)
         shown = await one.wait(lambda text: " LIVE " in text)
         assert len(shown.splitlines()) <= lines
-        assert b"\x1b[?1049h" in one.raw  # a screen of its own
+        assert b"\x1b[?1049h" in one.raw  # the alternate screen
         one.press_ctrl_c()
         assert await one.process_ended() == 130
         await one.drained()
         assert one.raw.rstrip().count(b"\x1b[?1049l") == 1
-        assert b"\x1b[?25h" in one.raw  # the cursor is back
+        assert b"\x1b[?25h" in one.raw  # the cursor is visible again
         assert b"Traceback" not in one.raw
         assert kadoa.api_key.encode() not in one.raw
 
@@ -49,12 +49,12 @@ async def test_watch_shows_what_happens_and_follows_the_window() -> None:
             kadoa.publish("workflow_failed", workflow_id="wf_42", timestamp=datetime.now(UTC))
         kadoa.newest.drain(100, close_after=1.0)
         await kadoa.wait_subscribed(2)
-        shown = await one.wait(lambda text: "2 goes on" in text and "REPLACING" not in text)
+        shown = await one.wait(lambda text: "replaced by connection 2" in text and "REPLACING" not in text)
         assert "3 events" in shown
         assert shown.count("wf_42") == 3
         assert "latency" in shown
         assert "2 connections, 1 drains, 0 lost" in shown
-        assert "▒" in shown  # the drain, and above the heir's row the overlap
+        assert "▒" in shown  # the overlap, above the row of the replacement
         one.resize(60, 12)
         shown = await one.wait(lambda text: " LIVE " in text and "…" in text)
         assert all(len(line) <= 60 for line in shown.splitlines())
@@ -63,7 +63,7 @@ async def test_watch_shows_what_happens_and_follows_the_window() -> None:
 
 
 @pytest.mark.sockets
-async def test_watch_has_no_colours_where_none_are_wanted() -> None:
+async def test_watch_respects_no_color() -> None:
     async with (
         open_simulated_kadoa(loopback=True, heartbeat_interval=0.2) as kadoa,
         terminal(["watch"], {**kadoa.environment, "NO_COLOR": "1"}) as one,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -9,21 +10,25 @@ import pickle
 import sys
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kadoa_trio._engine import _connection
 from kadoa_trio._events import Event, WorkflowFinished
 from kadoa_trio._net._wire import (
+    CONTROL_MESSAGES,
     MAX_CURSOR,
     MAX_ID,
     MAX_NAME,
+    Decoded,
     Draining,
     Heartbeat,
     Ignored,
-    compare_cursors,
+    _Envelope,
     decode,
     subscribe,
 )
@@ -80,7 +85,6 @@ def test_documented_frame_is_what_it_says(name: str, as_bytes: bool) -> None:
         assert decoded == Draining(
             advice=0.5,
             resume_supported=True,
-            connection_id="12345-1711111111111-7",
             deadline="2026-03-22T14:05:30.000Z",
         )
     else:
@@ -92,7 +96,7 @@ def test_documented_frame_is_what_it_says(name: str, as_bytes: bool) -> None:
         assert decoded.timestamp is not None
 
 
-def test_the_three_spellings_are_one() -> None:
+def test_three_spellings_give_the_same_event() -> None:
     message = {"workflowId": "wf_1"}
     page = event_of(
         {"eventType": "workflow_finished", "id": "1", "timestamp": "2025-01-15T10:31:00Z", "message": message}
@@ -133,7 +137,7 @@ def test_decode_never_raises_on_json(value: object) -> None:
 
 
 @given(odd_frames, st.booleans())
-def test_decode_keeps_every_event_however_odd(frame: dict[str, Any], ascii_only: bool) -> None:
+def test_decode_loses_no_event_however_odd(frame: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(frame, ensure_ascii=ascii_only)
     decoded = decode(text)
     event_type, kind = frame.get("eventType"), frame.get("type")
@@ -169,7 +173,7 @@ def test_decode_keeps_every_event_however_odd(frame: dict[str, Any], ascii_only:
         ('{"type":"x","id":"1","message":' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ],
 )
-def test_malformed_frame_is_told_why(frame: str | bytes, why: str) -> None:
+def test_malformed_frame_is_ignored_with_its_reason(frame: str | bytes, why: str) -> None:
     assert decode(frame) == Ignored(kind="malformed", why=why)
 
 
@@ -187,7 +191,7 @@ def test_malformed_frame_is_told_why(frame: str | bytes, why: str) -> None:
         ({"type": "control.", "id": "1"}, "control", "control."),
     ],
 )
-def test_what_is_no_event_is_ignored(frame: object, kind: str, name: str | None) -> None:
+def test_frame_without_an_event_is_ignored(frame: object, kind: str, name: str | None) -> None:
     decoded = decode_value(frame)
     assert isinstance(decoded, Ignored)
     assert (decoded.kind, decoded.type) == (kind, name)
@@ -251,7 +255,7 @@ def test_unreadable_timestamp_costs_nothing_else(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "advice"),
+    ("sent", "advice"),
     [
         ("500", 0.5),
         ("0", 0.0),
@@ -264,18 +268,18 @@ def test_unreadable_timestamp_costs_nothing_else(value: object) -> None:
         *[(odd, None) for odd in ("-1", "-1e999", "-" + "9" * 400, "NaN", "true", "null", '"500"', "[500]", "{}")],
     ],
 )
-def test_advice_is_seconds_as_told_or_none(told: str, advice: float | None) -> None:
-    assert decode(f'{{"type":"control.draining","retryAfterMs":{told}}}') == Draining(advice=advice)
+def test_advice_is_seconds_as_sent_or_none(sent: str, advice: float | None) -> None:
+    assert decode(f'{{"type":"control.draining","retryAfterMs":{sent}}}') == Draining(advice=advice)
 
 
-def test_drain_notice_may_miss_everything() -> None:
+def test_drain_notice_may_lack_every_field() -> None:
     assert decode('{"type":"control.draining"}') == Draining()
     odd = {"type": "control.draining", "resumeSupported": "true", "connectionId": 5, "deadlineAt": [], "message": 5}
     assert decode_value(odd) == Draining()
 
 
 @given(st.text(min_size=1), st.none() | st.text())
-def test_subscription_says_what_it_was_given(team_id: str, cursor: str | None) -> None:
+def test_subscription_names_team_and_cursor(team_id: str, cursor: str | None) -> None:
     expected = {"action": "subscribe", "channel": team_id} | ({} if cursor is None else {"lastCursor": cursor})
     assert json.loads(subscribe(team_id, cursor)) == expected
 
@@ -285,27 +289,47 @@ def test_subscription_is_the_documented_frame() -> None:
     assert json.loads(subscribe("team-1", "1742-0")) == json.loads((FRAMES / "subscribe_resume.json").read_text())
 
 
-@given(*[st.tuples(st.integers(0, 10**30), st.integers(0, 10**30))] * 2)
-def test_stream_cursors_compare_as_integers(a: tuple[int, int], b: tuple[int, int]) -> None:
-    order = compare_cursors(f"{a[0]}-{a[1]}", f"{b[0]}-{b[1]}")
-    assert order is not None
-    assert (order < 0, order == 0, order > 0) == (a < b, a == b, a > b)
+# ---- control messages ----------------------------------------------------------------------------------------------
 
 
-def test_later_cursor_is_later_though_its_text_is_not() -> None:
-    assert compare_cursors("1742-10", "1742-9") == 1
+@pytest.mark.parametrize("name", CONTROL_MESSAGES)
+def test_control_message_is_read_or_written_with_all_of_its_fields(name: str) -> None:
+    message = CONTROL_MESSAGES[name]
+    assert (message.name, message.documentation[-1]) == (name, ".")
+    documented = json.loads((FRAMES / f"{name.replace('.', '_')}.json").read_text())
+    if message.read is not None:
+        assert documented["type"] == name
+        assert set(message.fields) <= set(documented)
+        assert set(message.fields) <= {field.encode_name for field in msgspec.structs.fields(_Envelope)}
+        decoded = decode_value(documented)
+        assert not isinstance(decoded, Event | Ignored)
+        # Every field is read: without it the object is another one.
+        for field in message.fields:
+            assert decode_value({**documented, field: None}) != decoded
+    else:
+        assert message.write is not None
+        assert set(documented) <= {"action", *message.fields}
+        assert documented["action"] == name
+        written = json.loads(message.write(*message.fields))
+        assert written == {"action": name} | {field: field for field in message.fields}
 
 
-@pytest.mark.parametrize(
-    "odd", ["", "5", "1-", "-1", "1-2-3", "a-b", "+1-2", "1-2\n", "\u0661-\u0662", "1_0-2", "9" * 5_000 + "-1"]
-)
-def test_other_cursors_do_not_compare(odd: str) -> None:
-    assert compare_cursors(odd, "1-0") is None
-    assert compare_cursors("1-0", odd) is None
-    assert compare_cursors(odd, odd) is None
+def test_every_class_that_decode_returns_is_handled_by_the_connection() -> None:
+    read = {
+        type(decode_value({"type": message.name})) for message in CONTROL_MESSAGES.values() if message.read is not None
+    }
+    assert read == set(get_args(Decoded)) - {Event, Ignored}
+    tree = ast.parse(Path(_connection.__file__).read_text())
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "_net._wire"
+        for alias in node.names
+    }
+    assert {kind.__name__ for kind in read} <= imported
 
 
-# Bounds: what is kept of a frame, beside the frame.
+# ---- bounds: the size of what is made from a frame, without the frame ------------------------------------------------
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "😀"])
@@ -358,7 +382,7 @@ def test_overlong_workflow_id_counts_as_missing() -> None:
     assert event_of({"type": "x", "message": {"workflowId": longest + "w"}}).workflow_id is None
 
 
-def test_ignored_frame_and_drain_notice_keep_short_texts() -> None:
+def test_texts_of_ignored_frame_and_drain_notice_are_cut() -> None:
     longer = "x" * (MAX_NAME + 1)
     cut = "x" * (MAX_NAME - 1) + "…"
     for frame in ({"type": longer}, {"type": "control." + longer}):
@@ -367,7 +391,7 @@ def test_ignored_frame_and_drain_notice_keep_short_texts() -> None:
         assert ignored.type is not None
         assert (len(ignored.type), ignored.type[-1]) == (MAX_NAME, "…")
     drained = decode_value({"type": "control.draining", "connectionId": longer, "deadlineAt": longer})
-    assert drained == Draining(connection_id=cut, deadline=cut)
+    assert drained == Draining(deadline=cut)
 
 
 def test_overlong_timestamp_counts_as_missing() -> None:

@@ -22,14 +22,14 @@ async def main() -> None:
     async with open_realtime() as realtime, trio.open_nursery() as nursery:
         listeners = []
         for listener in (count, alert):
-            # Without a buffer: sending returns when the listener has taken the event.
+            # Without a buffer, sending returns when the listener has received the event.
             send, receive = trio.open_memory_channel[Event](0)
             listeners.append(send)
             nursery.start_soon(listener, receive)
         async for event in realtime.events:
             for send in listeners:
                 await send.send(event)
-            # Asking for the next event says that this one is done: all have taken it.
+            # The next turn of the loop settles this event: all listeners have received it.
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Only what matters here."""
+"""Receive only the events of one type and of two workflows."""
 
 import trio
 

@@ -1,4 +1,4 @@
-"""Print what happens."""
+"""Print every event."""
 
 import trio
 

@@ -1,4 +1,4 @@
-"""A service that tells how it is: alerts from notices, numbers from statistics."""
+"""A service that reports its state: alerts from notices, metrics from statistics."""
 
 import logging
 
@@ -7,8 +7,8 @@ import trio
 from kadoa_trio import Realtime, open_realtime
 from kadoa_trio.notices import Failed, Lost, PossibleGap, State
 
-DEAF_FOR = 120.0
-"""An outage is news after so many seconds; single losses are every day's."""
+MAX_OUTAGE = 120.0
+"""Maximum outage without an alert, in seconds. Single lost connections are normal."""
 
 
 async def alert(text: str) -> None:
@@ -24,21 +24,21 @@ async def watch_notices(realtime: Realtime) -> None:
             case Failed():
                 await alert(str(notice))
             case Lost():
-                pass  # watch_state() looks after outages
+                pass  # watch_state() reports outages
             case _ if notice.level >= logging.ERROR:
                 await alert(str(notice))
 
 
 async def watch_state(realtime: Realtime) -> None:
     while True:
-        with trio.move_on_after(DEAF_FOR) as waiting:
+        with trio.move_on_after(MAX_OUTAGE) as waiting:
             await realtime.wait_live()
         if waiting.cancelled_caught:
-            await alert(f"no connection to Kadoa for {DEAF_FOR:.0f} s")
+            await alert(f"no connection to Kadoa for {MAX_OUTAGE:.0f} s")
         await trio.sleep(10)
 
 
-async def export_numbers(realtime: Realtime) -> None:
+async def print_metrics(realtime: Realtime) -> None:
     while True:
         client, channel = realtime.statistics(), realtime.events.statistics()
         print(
@@ -51,7 +51,7 @@ async def export_numbers(realtime: Realtime) -> None:
 
 async def main() -> None:
     async with open_realtime() as realtime, trio.open_nursery() as nursery:
-        for task in (watch_notices, watch_state, export_numbers):
+        for task in (watch_notices, watch_state, print_metrics):
             nursery.start_soon(task, realtime)
         async for event in realtime.events:
             print(event.type, event.id)

@@ -1,4 +1,4 @@
-"""A program against a Kadoa that misbehaves, on virtual time."""
+"""A program and a simulated Kadoa with a fault, on virtual time."""
 
 import trio
 import trio.testing

@@ -1,4 +1,4 @@
-"""A service that goes on where it stood, whatever ended it."""
+"""A service that resumes where its last run stopped, however that run ended."""
 
 import signal
 
@@ -11,7 +11,7 @@ async def stop_at_sigterm(realtime: Realtime, *, task_status: trio.TaskStatus[No
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         task_status.started()
         async for _ in signals:
-            realtime.stop()  # what is buffered is still handled
+            realtime.stop()  # the buffered events are still handled
 
 
 async def main() -> None:

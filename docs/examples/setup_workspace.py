@@ -1,4 +1,4 @@
-"""Make a workspace send events to realtime clients, from a program."""
+"""Configure a workspace to send events to realtime clients."""
 
 import trio
 

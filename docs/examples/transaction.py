@@ -1,4 +1,4 @@
-"""Effects and position in one transaction: each event has its effect exactly once."""
+"""Commit the effect of an event and the position together, so that each event has its effect exactly once."""
 
 import contextlib
 import sqlite3
@@ -16,14 +16,20 @@ def prepare(database: sqlite3.Connection) -> Position | None:
     return None if row is None else Position.from_json(row[0])
 
 
+def save(database: sqlite3.Connection, position: Position) -> None:
+    database.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (position.to_json(),))
+
+
 async def main(path: str = "mine.db") -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         async with open_realtime(resume_from=prepare(database)) as realtime:
+            # Before the first event: after a crash without any position, the next run could not know what it missed.
+            with database:
+                save(database, realtime.position)
             async for event in realtime.events:
-                with database:  # both, or neither
+                with database:  # commits both, or neither
                     database.execute("INSERT INTO failures VALUES (?, ?)", (event.id, event.type))
-                    position = realtime.position_after(event).to_json()
-                    database.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (position,))
+                    save(database, realtime.position_after(event))
 
 
 if __name__ == "__main__":

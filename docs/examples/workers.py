@@ -1,4 +1,4 @@
-"""Several workers, each event to one of them; goes on where it stood, and ends in order."""
+"""A service with several workers. It resumes where its last run stopped, and shuts down in order."""
 
 import signal
 
@@ -11,7 +11,7 @@ async def work(events: EventChannel) -> None:
     async with events:
         while True:
             try:
-                # Settled at the end of the block; back to the line if the block fails.
+                # The end of the block settles the event. If the block fails, the event is delivered again.
                 async with events.delivery() as delivery:
                     print("attempt", delivery.attempt, "at", delivery.event)
             except trio.EndOfChannel:
@@ -22,7 +22,7 @@ async def stop_at_sigterm(realtime: Realtime, *, task_status: trio.TaskStatus[No
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         task_status.started()
         async for _ in signals:
-            realtime.stop()  # the workers finish what is buffered
+            realtime.stop()  # the workers handle the buffered events
 
 
 async def main() -> None:

@@ -1,8 +1,8 @@
 """Acknowledgements, as Kadoa's SDKs send them: one request for each event, here after it was settled.
 
-What they change on the server is not documented. So they are never in the way
-of events or of leaving: few at once, at a bounded pace, and dropped when too
-many wait.
+What they change on the server is not documented. So they never delay events
+or leaving: few at once, at a maximum per second, and dropped when too many
+wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import trio
 from .._errors import AttemptError
 from .._events import Event
 from .._net._api import KadoaApi
-from ..notices import AcknowledgementsResting
+from ..notices import AcknowledgementsPaused
 from ._reporter import Reporter
 
 MAX_ACKNOWLEDGEMENTS = 10_000
@@ -32,7 +32,7 @@ class Acknowledger:
 
     Args:
         http: the way to the endpoint.
-        reporter: told when the endpoint keeps refusing.
+        reporter: publishes that the endpoint keeps refusing.
     """
 
     def __init__(self, http: KadoaApi, reporter: Reporter) -> None:
@@ -41,9 +41,9 @@ class Acknowledger:
         self._waiting: deque[str] = deque()
         self._some = trio.Event()
         self._next = 0.0
-        self._rest_until = 0.0
+        self._paused_until = 0.0
         self._failed_in_a_row = 0
-        self._told = False
+        self._reported = False
         self.sent: int = 0
         """Acknowledgements that were accepted."""
         self.failed: int = 0
@@ -51,8 +51,8 @@ class Acknowledger:
         self.dropped: int = 0
         """Acknowledgements that were never sent."""
 
-    def add(self, event: Event) -> None:
-        """Acknowledge an event some time soon. Cheap, and never a checkpoint."""
+    def settled(self, event: Event) -> None:
+        """Acknowledge a settled event some time soon."""
         if event.id_source != "id":
             return  # the server does not know this id
         self._waiting.append(event.id)
@@ -83,10 +83,10 @@ class Acknowledger:
                     self._some = trio.Event()
                 await self._some.wait()
                 continue
-            # Each takes a place in the row, so that the pace holds for all together.
-            self._next = max(self._next, trio.current_time(), self._rest_until) + 1 / ACKNOWLEDGEMENTS_PER_SECOND
+            # Each takes the next slot, so that the maximum per second holds for all together.
+            self._next = max(self._next, trio.current_time(), self._paused_until) + 1 / ACKNOWLEDGEMENTS_PER_SECOND
             await trio.sleep_until(self._next)
-            if self._waiting and trio.current_time() >= self._rest_until:
+            if self._waiting and trio.current_time() >= self._paused_until:
                 await self._send()
 
     async def _send(self) -> None:
@@ -100,16 +100,16 @@ class Acknowledger:
             self.failed += 1
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= REFUSALS_BEFORE_REST:
-                self._rest_until = trio.current_time() + ACKNOWLEDGEMENTS_REST
-                if not self._told:
-                    self._told = True
-                    self._reporter.publish(AcknowledgementsResting, why=str(exc))
+                self._paused_until = trio.current_time() + ACKNOWLEDGEMENTS_REST
+                if not self._reported:
+                    self._reported = True
+                    self._reporter.publish(AcknowledgementsPaused, why=str(exc))
         else:
             self.sent += 1
-            self._failed_in_a_row, self._told = 0, False
+            self._failed_in_a_row, self._reported = 0, False
 
     async def finish(self, deadline: float) -> None:
-        """Send what waits, until *deadline* on Trio's clock; then drop the rest."""
+        """Send what waits, until *deadline* on Trio's clock; then drop what is left."""
         with trio.CancelScope(deadline=deadline):
             async with trio.open_nursery() as nursery:
                 for _ in range(ACKNOWLEDGEMENTS_IN_FLIGHT):
@@ -119,5 +119,5 @@ class Acknowledger:
 
     @trio.lowlevel.enable_ki_protection
     async def _finish(self) -> None:
-        while self._waiting and trio.current_time() >= self._rest_until:
+        while self._waiting and trio.current_time() >= self._paused_until:
             await self._send()

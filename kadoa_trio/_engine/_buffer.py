@@ -1,29 +1,17 @@
-"""From admission to settlement: the buffer of events, and the handles that programs receive from.
-
-Inside is one Trio memory channel of *batches*: events that arrive while nobody
-has come for the last batch join it, so that a consumer that is behind takes
-many of them in one hop, and one that is not takes them one by one. A batch is
-split before it reaches a handle: what the taker leaves stands in the *line*,
-where the next taker looks first. While the line holds anything nobody waits
-in the memory channel, or two handles could each leave the other's events.
-
-Nothing here awaits between taking an event and returning it, nor between an
-admission and its place in the buffer.
-"""
+"""The events between admission and settlement, within the limits of the client."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 import attrs
 import trio
 
 from .._events import Event
-from .._settings import Settings
-from ..notices import AdmissionPaused
+from .._settings import Settings, SettlementObserver
+from ..notices import AdmissionPaused, State, Stopped
 from ._ledger import Entry, Ledger
 from ._reporter import Reporter
 
@@ -31,8 +19,8 @@ _LOW_WATER: Final = 0.8
 """A full buffer takes events again when it is down to this share of its limits: not one wake-up for every event."""
 
 
-class _Parcel:
-    """An admitted event on its way to being settled."""
+class BufferedEvent:
+    """An admitted event that is not settled yet."""
 
     __slots__ = ("attempt", "entry", "event")
 
@@ -59,19 +47,17 @@ class EventChannelStatistics:
     """The id of the event that the position waits for."""
     open_handles: int
     tasks_waiting_receive: int
-    tasks_waiting_room: int
+    tasks_waiting_space: int
     """Connections that stopped reading because the buffer is full or too much is unsettled."""
 
 
-class Intake:
-    """The inner end of the channel: admission puts events in, handles take them out.
+class Buffer:
+    """Holds the events that wait to be received, and settles those that were.
 
     Args:
         settings: for the limits.
-        ledger: what is settled is told to it.
-        reporter: told when too much is unsettled.
-        on_settled: called after every settlement; cheap, and no checkpoint.
-        on_abandoned: called when the last handle is closed.
+        ledger: records what is settled.
+        reporter: publishes pauses of admission.
     """
 
     def __init__(
@@ -79,8 +65,6 @@ class Intake:
         settings: Settings,
         ledger: Ledger,
         reporter: Reporter,
-        on_settled: Callable[[Event], None],
-        on_abandoned: Callable[[], None],
     ) -> None:
         self._settings = settings
         # Looked up for every event.
@@ -91,14 +75,13 @@ class Intake:
         self._in_hand = 0  # put and not settled: once admitted, an event may be settled before the next save
         self._ledger = ledger
         self._reporter = reporter
-        self._on_settled = on_settled
-        self._on_abandoned = on_abandoned
-        # Bounded by has_room(): by events and bytes, which a capacity in batches could not express.
-        self._send, self._receive = trio.open_memory_channel[list[_Parcel]](math.inf)
-        self._growing: list[_Parcel] | None = None
-        self._line: deque[_Parcel] = deque()
-        self._room = trio.lowlevel.ParkingLot()
-        self._waiting = 0  # at most so many are parked there
+        self._observers: tuple[SettlementObserver, ...] = ()
+        # Bounded by has_space(): by events and bytes, which a capacity in batches could not express.
+        self._send, self._receive = trio.open_memory_channel[list[BufferedEvent]](math.inf)
+        self._growing: list[BufferedEvent] | None = None
+        self._line: deque[BufferedEvent] = deque()
+        self._space = trio.lowlevel.ParkingLot()
+        self._waiting = 0  # tasks that wait there
         self._events = 0
         self._bytes = 0
         self._paused = False
@@ -106,10 +89,16 @@ class Intake:
         self._fault: Exception | None = None
         self.closed: bool = False
         """Whether admission has ended."""
+        self.abandoned = trio.Event()
+        """Set when the last handle is closed: nobody receives any more."""
+
+    def observe(self, observer: SettlementObserver) -> None:
+        """Have an observer notified of each settlement from now on."""
+        self._observers += (observer,)
 
     # ---- admission ---------------------------------------------------------------------------------------------
 
-    def has_room(self, size: int) -> bool:
+    def has_space(self, size: int) -> bool:
         """Tell whether an event of *size* bytes may be admitted now."""
         return (
             self._events < self._max_events
@@ -123,21 +112,21 @@ class Intake:
         """Record that the position covers the first *count* settlements; maximum unsaved after it: `Limits.unsaved`."""
         self._max_settled = count + self._settings.limits.unsaved
         if self._waiting or self._paused:
-            self._make_room()
+            self._make_space()
 
-    async def wait_room(self, size: int) -> None:
+    async def wait_space(self, size: int) -> None:
         """Wait until an event of *size* bytes may be admitted, or admission has ended. Cancellation changes nothing."""
         await trio.lowlevel.checkpoint()
-        while not self.has_room(size):
+        while not self.has_space(size):
             if not self._paused:
-                self._tell_pause()
+                self._report_pause()
             self._waiting += 1
             try:
-                await self._room.park()
+                await self._space.park()
             finally:
                 self._waiting -= 1
 
-    def _tell_pause(self) -> None:
+    def _report_pause(self) -> None:
         ledger = self._ledger
         if ledger.unsettled >= self._max_unsettled:
             self._paused = True
@@ -149,51 +138,59 @@ class Intake:
 
     def put(self, event: Event, entry: Entry) -> None:
         """Put an admitted event into the buffer."""
-        parcel = _Parcel(event, entry)
+        buffered = BufferedEvent(event, entry)
         self._in_hand += 1
         self._events += 1
         self._bytes += event.size
         if self._growing is not None:
-            self._growing.append(parcel)
+            self._growing.append(buffered)
         else:
-            self._offer([parcel])
+            self._offer([buffered])
 
     def end(self, fault: Exception | None = None) -> None:
-        """End admission. What is buffered can still be received; after it *fault* is raised once, if there is one."""
+        """End admission. What is buffered can still be received; then *fault* is raised once, if there is one."""
         if not self.closed:
             self.closed = True
             self._fault = fault
             self._send.close()
-            self._room.unpark_all()
+            self._space.unpark_all()
+
+    def stop(self) -> None:
+        """End admission in an orderly way, and publish that."""
+        self.end()
+        if self._reporter.status.state not in (State.STOPPED, State.FAILED):
+            self._reporter.publish(Stopped)
 
     def take_fault(self) -> Exception | None:
-        """Give the fault out, if nobody has got it yet."""
+        """Return the fault that ended admission, once."""
         fault, self._fault = self._fault, None
         return fault
 
     # ---- handing out -------------------------------------------------------------------------------------------
 
-    def open_handle(self) -> trio.MemoryReceiveChannel[list[_Parcel]]:
+    def open_handle(self) -> trio.MemoryReceiveChannel[list[BufferedEvent]]:
         """Count one more handle, and give its end of the memory channel."""
         self._handles += 1
         return self._receive.clone()
 
     def handle_closed(self) -> None:
+        """Count one handle less. Without any, admission ends."""
         self._handles -= 1
         if not self._handles:
-            self._on_abandoned()
+            self.stop()
+            self.abandoned.set()
 
-    def _offer(self, batch: list[_Parcel]) -> None:
-        # It grows on until its taker runs, even if the channel has given it to a waiting one.
+    def _offer(self, batch: list[BufferedEvent]) -> None:
+        # The batch grows until the task that receives it runs, even if the channel has already handed it over.
         self._growing = batch
         self._send.send_nowait(batch)
 
-    def from_line(self) -> _Parcel | None:
-        """Take the first of what an earlier taker left."""
+    def from_line(self) -> BufferedEvent | None:
+        """Take the oldest of the events that an earlier batch left; None if there is none."""
         return self._taken(self._line.popleft()) if self._line else None
 
-    def split(self, batch: list[_Parcel]) -> _Parcel:
-        """Take the first event of a batch; the rest is for the next takers."""
+    def split(self, batch: list[BufferedEvent]) -> BufferedEvent:
+        """Take the first event of a batch, and leave the others for those who receive next."""
         if batch is self._growing:
             self._growing = None
         first = batch[0]
@@ -205,36 +202,37 @@ class Intake:
                 self._offer(rest)
         return self._taken(first)
 
-    def _taken(self, parcel: _Parcel) -> _Parcel:
+    def _taken(self, buffered: BufferedEvent) -> BufferedEvent:
         self._events -= 1
-        self._bytes -= parcel.event.size
+        self._bytes -= buffered.event.size
         if self._waiting:
-            self._make_room()
-        return parcel
+            self._make_space()
+        return buffered
 
-    def put_back(self, parcel: _Parcel) -> None:
+    def put_back(self, buffered: BufferedEvent) -> None:
         """Put an event that was not settled at the head of the line."""
-        parcel.attempt += 1
+        buffered.attempt += 1
         self._events += 1
-        self._bytes += parcel.event.size
+        self._bytes += buffered.event.size
         if not self.closed and self._receive.statistics().tasks_waiting_receive:
-            self._send.send_nowait([parcel])
+            self._send.send_nowait([buffered])
         else:
-            self._line.appendleft(parcel)
+            self._line.appendleft(buffered)
 
     def settle(self, event: Event, entry: Entry) -> None:
         """Settle an event."""
         self._ledger.settle(entry)
-        self._on_settled(event)
+        for observer in self._observers:
+            observer.settled(event)
         if self._waiting or self._paused:
-            self._make_room()
+            self._make_space()
 
-    def settle_parcel(self, parcel: _Parcel) -> None:
+    def settle_taken(self, buffered: BufferedEvent) -> None:
         """Settle an event that was put into the buffer and taken."""
         self._in_hand -= 1
-        self.settle(parcel.event, parcel.entry)
+        self.settle(buffered.event, buffered.entry)
 
-    def _make_room(self) -> None:
+    def _make_space(self) -> None:
         settings, ledger = self._settings, self._ledger
         if self._paused and (
             ledger.unsettled <= _LOW_WATER * self._max_unsettled
@@ -246,7 +244,7 @@ class Intake:
             self._events <= _LOW_WATER * settings.limits.buffered_events
             and self._bytes <= _LOW_WATER * settings.limits.buffered_bytes
         ):
-            self._room.unpark_all()
+            self._space.unpark_all()
 
     def statistics(self) -> EventChannelStatistics:
         return EventChannelStatistics(
@@ -259,5 +257,5 @@ class Intake:
             oldest_unsettled=self._ledger.oldest_unsettled,
             open_handles=self._handles,
             tasks_waiting_receive=self._receive.statistics().tasks_waiting_receive,
-            tasks_waiting_room=len(self._room),
+            tasks_waiting_space=len(self._space),
         )

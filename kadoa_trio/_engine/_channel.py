@@ -9,7 +9,7 @@ import trio
 
 from .._events import Event
 from .._redact import presentable
-from ._buffer import EventChannelStatistics, Intake, _Parcel
+from ._buffer import Buffer, BufferedEvent, EventChannelStatistics
 
 
 @final
@@ -40,10 +40,10 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
                 nursery.start_soon(worker, realtime.events.clone())
     """
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self._receive = intake.open_handle()
-        self._current: _Parcel | None = None
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+        self._receive = buffer.open_handle()
+        self._current: BufferedEvent | None = None
         self._owner: trio.lowlevel.Task | None = None
         self._asking: trio.lowlevel.Task | None = None
         self._busy = False
@@ -53,7 +53,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         if self._closed:
             return "<EventChannel, closed>"
         in_hand = f", unsettled: {presentable(self._current.event.id, 80)}" if self._current is not None else ""
-        return f"<EventChannel, {self._intake.statistics().buffered_events} buffered{in_hand}>"
+        return f"<EventChannel, {self._buffer.statistics().buffered_events} buffered{in_hand}>"
 
     @trio.lowlevel.enable_ki_protection
     async def receive(self) -> Event:
@@ -69,9 +69,9 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             trio.ClosedResourceError: this handle was closed.
             KadoaError: the fault that ended the client; once, on one handle.
         """
-        self._current = parcel = await self._take()
+        self._current = buffered = await self._take()
         self._owner = self._asking
-        return parcel.event
+        return buffered.event
 
     @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> Event:
@@ -82,24 +82,24 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             trio.EndOfChannel: as `receive`; and what else `receive` raises.
         """
         self._ask()
-        parcel = self._intake.from_line()
-        if parcel is None:
+        buffered = self._buffer.from_line()
+        if buffered is None:
             try:
                 batch = self._receive.receive_nowait()
             except trio.EndOfChannel:
                 self._end()
-            parcel = self._intake.split(batch)
-        self._current = parcel
+            buffered = self._buffer.split(batch)
+        self._current = buffered
         self._owner = self._asking
-        return parcel.event
+        return buffered.event
 
     @trio.lowlevel.enable_ki_protection
     def settle(self) -> None:
         """Settle the event received last, without asking for the next one. Does nothing if there is none."""
-        parcel, self._current = self._current, None
+        buffered, self._current = self._current, None
         self._owner = None
-        if parcel is not None:
-            self._intake.settle_parcel(parcel)
+        if buffered is not None:
+            self._buffer.settle_taken(buffered)
 
     def delivery(self) -> Delivery:
         """Receive an event for a block, and settle it at the block's end.
@@ -129,11 +129,11 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         """
         if self._closed:
             raise trio.ClosedResourceError
-        return EventChannel(self._intake)
+        return EventChannel(self._buffer)
 
     def statistics(self) -> EventChannelStatistics:
         """Return how full the channel is."""
-        return self._intake.statistics()
+        return self._buffer.statistics()
 
     @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
@@ -145,12 +145,12 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         if self._closed:
             return
         self._closed = True
-        parcel, self._current = self._current, None
+        buffered, self._current = self._current, None
         self._owner = None
-        if parcel is not None:
-            self._intake.put_back(parcel)
+        if buffered is not None:
+            self._buffer.put_back(buffered)
         self._receive.close()
-        self._intake.handle_closed()
+        self._buffer.handle_closed()
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
@@ -174,48 +174,48 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         await self.aclose()
 
     def _ask(self) -> None:
-        """What every way of asking does first, without a checkpoint."""
+        """Settle the event before; the first step of each way to receive. No checkpoint."""
         if self._closed:
             raise trio.ClosedResourceError
         if self._busy:
             raise trio.BusyResourceError("another task is receiving from this handle; give each task a clone()")
         self._asking = trio.lowlevel.current_task()
-        parcel = self._current
-        if parcel is not None:
+        buffered = self._current
+        if buffered is not None:
             if self._owner is not self._asking:
                 raise trio.BusyResourceError(
-                    f"another task received event {presentable(parcel.event.id, 80)} from this handle and has not settled it; "
+                    f"another task received event {presentable(buffered.event.id, 80)} from this handle and has not settled it; "
                     "give each task a clone()"
                 )
             self._current = None
-            self._intake.settle_parcel(parcel)
+            self._buffer.settle_taken(buffered)
 
     @trio.lowlevel.enable_ki_protection
-    async def _take(self) -> _Parcel:
+    async def _take(self) -> BufferedEvent:
         self._ask()
         self._busy = True
-        intake = self._intake
+        buffer = self._buffer
         try:
             # First, so that under load the next event is there already: to be woken for each one costs twice as much.
             await trio.lowlevel.checkpoint()
             if self._closed:
                 raise trio.ClosedResourceError
-            parcel = intake.from_line()
-            if parcel is not None:
-                return parcel
+            buffered = buffer.from_line()
+            if buffered is not None:
+                return buffered
             try:
                 batch = self._receive.receive_nowait()
             except trio.WouldBlock:
                 # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
                 batch = await self._receive.receive()
-            return intake.split(batch)
+            return buffer.split(batch)
         except trio.EndOfChannel:
             self._end()
         finally:
             self._busy = False
 
     def _end(self) -> NoReturn:
-        fault = self._intake.take_fault()
+        fault = self._buffer.take_fault()
         if fault is not None:
             raise fault from fault.__cause__
         raise trio.EndOfChannel
@@ -227,7 +227,7 @@ class Delivery:
 
     def __init__(self, channel: EventChannel) -> None:
         self._channel = channel
-        self._parcel: _Parcel | None = None
+        self._taken: BufferedEvent | None = None
 
     @property
     def event(self) -> Event:
@@ -239,24 +239,24 @@ class Delivery:
         """How often this process has handed it out, 1 the first time."""
         return self._require().attempt
 
-    def _require(self) -> _Parcel:
-        if self._parcel is None:
+    def _require(self) -> BufferedEvent:
+        if self._taken is None:
             raise RuntimeError("a delivery has its event inside of its async with block only")
-        return self._parcel
+        return self._taken
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Delivery:
-        if self._parcel is not None:
+        if self._taken is not None:
             raise RuntimeError("a delivery can be entered once")
-        self._parcel = await self._channel._take()
+        self._taken = await self._channel._take()
         return self
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        parcel = self._require()
+        buffered = self._require()
         if exc is None:
-            self._channel._intake.settle_parcel(parcel)
+            self._channel._buffer.settle_taken(buffered)
         else:
-            self._channel._intake.put_back(parcel)
+            self._channel._buffer.put_back(buffered)

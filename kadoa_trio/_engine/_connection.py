@@ -1,12 +1,8 @@
 """One generation of connection: token, handshake, subscribe, read, end.
 
-::
-
-    token → handshake → subscribe → subscribed → first frame → confirmed
-                                → alive for stable_after → stable → (draining) → ended
-
-A connection reads until it ends, and tells the ledger, the channel and the
-notices what it reads. It knows nothing of those before and after it.
+Its phases stand in `_phase`. A connection reads until it ends; events go to
+the admission, everything else into the ledger and the notices. It knows
+nothing of the connections before and after it.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final
@@ -28,23 +24,23 @@ from .._net._api import KadoaApi
 from .._net._socket import EndKind, Socket, SocketEnded, open_socket
 from .._net._wire import Draining as DrainNotice
 from .._net._wire import Heartbeat, Ignored, decode, subscribe
-from .._position import Gap
 from .._settings import Settings
 from ..notices import (
-    Connected,
     Draining,
     EventLoopBlocked,
     FrameIgnored,
+    Live,
     Lost,
-    PossibleGap,
     Replaced,
     Stable,
     Subscribed,
 )
-from ._buffer import Intake
+from ._admission import Admission
 from ._cursor_check import Hold
 from ._ledger import Ledger, Moment
+from ._phase import Phase, check_transition
 from ._reporter import Reporter
+from ._team import TeamCheck
 
 MIN_ADVICE, MAX_ADVICE, DEFAULT_ADVICE = 0.1, 30.0, 1.0
 """Minimum and maximum of a drain notice's ``retryAfterMs``, and what replaces a missing or unreadable one, in seconds.
@@ -104,138 +100,67 @@ class End:
         return f"{self.reason.value}{code}{detail}"
 
 
-@attrs.define(eq=False)
-class Shared:
-    """What every generation works with."""
+@attrs.frozen(eq=False)
+class ConnectionContext:
+    """What every connection of a client works with."""
 
     settings: Settings
     http: KadoaApi
     ledger: Ledger
-    intake: Intake
+    admission: Admission
     reporter: Reporter
+    team: TeamCheck
     rng: random.Random
-    event_types: frozenset[str] | None
-    workflow_ids: frozenset[str] | None
-    enter_team: Callable[[str], Awaitable[None]]
-    """Called with the team of each new token, before anything is subscribed to."""
-    on_gaps: Callable[[list[Gap]], None]
-    """Called with possible gaps after they were reported."""
-    received: int = 0
-    """Events admitted, the filtered ones included."""
-    filtered: int = 0
-    filters: bool = attrs.field(init=False)
-    """Whether the program asked for some events only."""
-
-    def __attrs_post_init__(self) -> None:
-        self.filters = self.event_types is not None or self.workflow_ids is not None
-
-    def tell(self, gaps: list[Gap]) -> None:
-        """Report possible gaps."""
-        for gap in gaps:
-            self.reporter.publish(PossibleGap, gap=gap)
-        if gaps:
-            self.on_gaps(gaps)
-
-    def try_admit(self, event: Event, generation: int, now: Moment, arrived: Moment, *, apart: bool = False) -> bool:
-        """Admit an event, in one step with its place in the buffer; False if there is no space for it.
-
-        Everything is looked at again after a wait: another connection may have
-        brought the event meanwhile, and admission may have ended. No
-        checkpoint.
-
-        Args:
-            event: the event.
-            generation: the connection that brought it.
-            now: the time.
-            arrived: a time before which it cannot have come.
-            apart: that connection has ended.
-        """
-        ledger, intake = self.ledger, self.intake
-        if ledger.knows(event.id):
-            if not apart:
-                ledger.repeat(generation, event.id, event.cursor, now, arrived)
-            return True
-        if intake.closed:
-            return True
-        wanted = not self.filters or self.wants(event)
-        # What is filtered out counts, too: it stands between the oldest unsettled event and the newest one.
-        if not intake.has_room(event.size if wanted else 0):
-            return False
-        gaps: list[Gap] = []
-        if apart:
-            entry = ledger.admit_apart(event.id)
-        else:
-            entry, gaps = ledger.admit(generation, event.id, event.cursor, now, arrived)
-        self.received += 1
-        if wanted:
-            intake.put(event, entry)
-        else:
-            self.filtered += 1
-            intake.settle(event, entry)
-        if gaps:
-            self.tell(gaps)
-        return True
-
-    def wants(self, event: Event) -> bool:
-        """Tell whether the program asked for an event like this one."""
-        if self.event_types is not None and event.type not in self.event_types:
-            return False
-        return self.workflow_ids is None or event.workflow_id is None or event.workflow_id in self.workflow_ids
 
 
 class Connection:
     """A connection, from its token to its end.
 
     Args:
-        shared: what every generation works with.
+        context: what every connection works with.
         generation: its number.
         promised: False if the server announced that it does not resume.
         hold: where its events go if it is a probe, which subscribes without
             the cursor.
-        on_confirmed: called when it is confirmed.
+        on_live: called when it becomes live; no checkpoint.
     """
 
     def __init__(
         self,
-        shared: Shared,
+        context: ConnectionContext,
         generation: int,
         *,
         promised: bool,
         hold: Hold | None,
-        on_confirmed: Callable[[], None],
+        on_live: Callable[[], None],
     ) -> None:
-        self._shared = shared
+        self._context = context
         self.generation = generation
         self._promised = promised
         self._hold = hold
-        self._on_confirmed = on_confirmed
+        self._on_live = on_live
 
+        self.phase: Phase = Phase.TOKEN
+        self._entered: dict[Phase, float] = {}
+        self._changed = trio.lowlevel.ParkingLot()
         self.cursor: str | None = None
         """The cursor that it subscribed with."""
         self.superseded_by: int | None = None
-        """The generation of its heir, once there is one."""
-        self.confirmed = trio.Event()
-        """Set by its first frame."""
-        self.lasting = trio.Event()
-        """Set when it is stable, or holds so much that nobody can doubt it."""
-        self.draining = trio.Event()
-        """Set by its first drain notice."""
-        self.ended = trio.Event()
-        """Set when it is read no more; its socket may still be closing."""
-        self.closed = trio.Event()
-        """Set when nothing of it is left."""
-        self.end: End | None = None
-        self.stable = False
-        self.heir_due = math.inf
-        """When its heir is to be opened, on Trio's clock; set by a drain notice."""
-        self.resume_supported: bool | None = None
-        self.events = 0
-        """Events that it delivered, the repeated and the held ones included."""
-        self.spoke = trio.Event()
-        """Set by its first event."""
-        self._received_before = math.inf
-        self.renew_at = math.inf
+        """The generation of its replacement, once there is one."""
+        self.draining: bool = False
+        """Whether a drain notice has come."""
+        self.replacement_due: float = math.inf
+        """When its replacement is to be opened, on Trio's clock; set by a drain notice."""
+        self.renew_at: float = math.inf
         """When it has reached its maximum age, on Trio's clock."""
+        self.end: End | None = None
+        self.resume_supported: bool | None = None
+        """What its drain notice said; None for nothing."""
+        self.events: int = 0
+        """Events that it delivered, the repeated and the held ones included."""
+        self.hold_is_full: bool = False
+        """Whether it has delivered, as a probe, all that may be held."""
+        self._received_before = math.inf
 
         self._life = trio.CancelScope()
         self._heartbeat = trio.CancelScope()
@@ -243,7 +168,6 @@ class Connection:
         self._retire_left: float | None = None
         self._retire_by_force = False
         self._retired_unread = False
-        self._confirmed_at = 0.0
         self._waited = 0.0
         self._pauses = 0
         self._waiting_since = 0.0
@@ -252,7 +176,6 @@ class Connection:
         # Until this time a frame need not move the heartbeat's deadline.
         self._far_enough = 0.0
         self._progress = 0
-        self._is_confirmed = False
         # When the next frame was asked for; a time before which the last one cannot have come; and the next such time.
         self._asked: Moment = (_LONG_AGO, 0.0)
         self._not_before: Moment = (_LONG_AGO, 0.0)
@@ -277,8 +200,8 @@ class Connection:
             self._life.deadline = trio.current_time() + after + DRAIN_READ
         self._retire_by_force = force
 
-    def spare(self) -> None:
-        """Take a retirement that is not due yet back; not one by force, which makes place for the next connection."""
+    def cancel_retirement(self) -> None:
+        """Cancel a retirement that is not due yet; not one by force, which makes place for the next connection."""
         if self._retire_by_force:
             return
         self._why_retired = ""
@@ -290,12 +213,44 @@ class Connection:
         """Whether `retire` was called."""
         return bool(self._why_retired)
 
+    # ---- phases ------------------------------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        check_transition(self.phase, phase)
+        self.phase = phase
+        self._entered[phase] = trio.current_time()
+        self._changed.unpark_all()
+
+    def was(self, phase: Phase) -> bool:
+        """Tell whether it is in a phase, or has been."""
+        return phase in self._entered
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is not read any more."""
+        return self.phase >= Phase.ENDED
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a frame has come, and it is still read."""
+        return Phase.LIVE <= self.phase < Phase.ENDED
+
+    async def wait_phase(self, phase: Phase) -> None:
+        """Wait until it enters a phase or a later one. A checkpoint."""
+        await self.wait_until(lambda: self.phase >= phase)
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition of its phase, its drain notice, its first event or its hold. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while not condition():
+            await self._changed.park()
+
     # ---- life --------------------------------------------------------------------------------------------------
 
     @property
     def made_progress(self) -> bool:
         """Whether it delivered events while new ones came, on it or on another one."""
-        return bool(self.events) and self._shared.received > self._received_before
+        return bool(self.events) and self._context.admission.received > self._received_before
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open it, report it started when the subscription is sent, and serve it until it ends.
@@ -304,49 +259,51 @@ class Connection:
             AttemptError, AuthenticationError, RequestRefusedError,
                 ConfigurationError, CursorStoreError: before it has started. Afterwards nothing: `end` says how it ended.
         """
-        shared = self._shared
-        settings = shared.settings
-        mark = shared.ledger.mark()
+        context = self._context
+        settings = context.settings
+        mark = context.ledger.mark(context.reporter.moment())
         try:
-            token = await shared.http.fetch_token()
-            await shared.enter_team(token.team_id)
+            token = await context.http.fetch_token()
+            await context.team.check(token.team_id)
+            self._enter(Phase.HANDSHAKE)
             async with open_socket(
                 settings.endpoints.websocket,
                 token=token.access_token,
                 settings=settings,
                 on_bytes=self._on_bytes,
-                wall_clock=shared.reporter.wall_clock,
-                also=shared.http.secrets,
+                wall_clock=context.reporter.wall_clock,
+                also=context.http.secrets,
             ) as socket:
-                self.cursor = shared.ledger.open(
+                self._enter(Phase.SUBSCRIBING)
+                self.cursor = context.ledger.open(
                     self.generation,
-                    shared.reporter.moment(),
+                    context.reporter.moment(),
                     mark=mark,
                     promised=self._promised,
                     with_cursor=self._hold is None,
                 )
-                self._received_before = shared.received
-                age = settings.timeouts.max_age * shared.rng.uniform(1 - _AGE_JITTER, 1)
+                self._received_before = context.admission.received
+                age = settings.timeouts.max_age * context.rng.uniform(1 - _AGE_JITTER, 1)
                 self.renew_at = trio.current_time() + age
                 try:
                     await self._subscribe(socket, token.team_id)
-                    shared.reporter.publish(Subscribed, generation=self.generation, cursor=self.cursor)
+                    self._enter(Phase.SUBSCRIBED)
+                    context.reporter.publish(Subscribed, generation=self.generation, cursor=self.cursor)
                     task_status.started()
                     self.end = End(EndReason.LEFT)
                     self.end = await self._serve(socket)
                 finally:
-                    # No checkpoint here: tasks waiting on `ended` must see the ledger updated.
-                    self.ended.set()
-                    shared.tell(
-                        shared.ledger.ended(self.generation, shared.reporter.moment(), unread=self._retired_unread)
-                    )
+                    # No checkpoint here: tasks waiting for the end must see the ledger updated.
+                    self._enter(Phase.ENDED)
+                    gaps = context.ledger.ended(self.generation, context.reporter.moment(), unread=self._retired_unread)
+                    context.admission.report_gaps(gaps)
                     if self.end is not None and self.end.reason is not EndReason.LEFT:
-                        self._tell_end(self.end)
+                        self._report_end(self.end)
         finally:
-            self.closed.set()
+            self._enter(Phase.CLOSED)
 
     async def _subscribe(self, socket: Socket, team_id: str) -> None:
-        timeout = self._shared.settings.timeouts.handshake
+        timeout = self._context.settings.timeouts.handshake
         with trio.move_on_after(timeout):
             try:
                 await socket.send(subscribe(team_id, self.cursor))
@@ -370,8 +327,8 @@ class Connection:
 
     async def _read_while_alive(self, socket: Socket) -> End:
         """Read until the connection ends, or no frame has come within `Timeouts.heartbeat`."""
-        timeout = self._shared.settings.timeouts.heartbeat
-        self._asked = self._not_before = self._caught_up = self._shared.reporter.moment()
+        timeout = self._context.settings.timeouts.heartbeat
+        self._asked = self._not_before = self._caught_up = self._context.reporter.moment()
         self._last_frame = self._asked[1]
         self._heartbeat.deadline = self._last_frame + timeout
         looked_after: float | None = None
@@ -384,15 +341,15 @@ class Connection:
             now = trio.current_time()
             late = now - self._heartbeat.deadline
             if late >= _BLOCKED:
-                self._shared.reporter.publish(EventLoopBlocked, generation=self.generation, seconds=late)
+                self._context.reporter.publish(EventLoopBlocked, generation=self.generation, seconds=late)
             looked_after = self._last_frame
             self._far_enough = 0.0
             self._heartbeat = trio.CancelScope(deadline=now + _LAST_LOOK)
 
     async def _read(self, socket: Socket) -> End:
-        shared = self._shared
-        reporter, ledger = shared.reporter, shared.ledger
-        timeout = shared.settings.timeouts.heartbeat
+        context = self._context
+        reporter, ledger = context.reporter, context.ledger
+        timeout = context.settings.timeouts.heartbeat
         slack = timeout * _HEARTBEAT_SLACK
         while True:
             try:
@@ -408,52 +365,51 @@ class Connection:
             self._asked = moment
             ledger.last_life = self._not_before[0]
             self._progress = 0
-            if now > self._far_enough:
+            if now > self._far_enough and message:  # an empty message is no sign of life
                 self._heartbeat.deadline = now + timeout + slack
                 self._far_enough = now + slack
-            if not self._is_confirmed:
-                self._is_confirmed = True
-                self._confirm(moment)
+            if self.phase is Phase.SUBSCRIBED:
+                self._become_live(moment)
             frame = decode(message)
             del message  # a large one is not kept for the time that its event waits
             if isinstance(frame, Event):
                 self.events += 1
                 if self.events == 1:
-                    self.spoke.set()
+                    self._changed.unpark_all()
                 if self._hold is not None and not self._hold.released.is_set():
-                    await self._keep(frame, self._hold)
+                    await self._hold_back(frame, self._hold)
                 elif not self._try_admit(frame, moment, self._not_before):
                     await self._admit(frame)
                 del frame
             elif isinstance(frame, DrainNotice):
                 self._drain(frame, now)
             elif isinstance(frame, Ignored):
-                shared.reporter.publish(
+                context.reporter.publish(
                     FrameIgnored, generation=self.generation, kind=frame.kind, why=frame.why, type=frame.type
                 )
             else:
                 assert isinstance(frame, Heartbeat)
 
-    def _confirm(self, now: Moment) -> None:
-        self._confirmed_at = now[1]
-        self._shared.ledger.live(self.generation, now)
-        self.confirmed.set()
-        reporter = self._shared.reporter
+    def _become_live(self, now: Moment) -> None:
+        self._context.ledger.live(self.generation, now)
+        self._enter(Phase.LIVE)
+        reporter = self._context.reporter
         older = tuple(c.generation for c in reporter.status.connections if c.generation < self.generation)
-        reporter.publish(Connected, generation=self.generation, replaces=older)
-        self._on_confirmed()
+        reporter.publish(Live, generation=self.generation, replaces=older)
+        self._on_live()
 
     def _drain(self, notice: DrainNotice, now: float) -> None:
         if notice.resume_supported is False:
             self._withdraw_promise()
-        if self.draining.is_set():
+        if self.draining:
             return  # Ignore repeats: they must not postpone the replacement.
         advice = DEFAULT_ADVICE if notice.advice is None else min(max(notice.advice, MIN_ADVICE), MAX_ADVICE)
         # Jitter only upwards: never reconnect before the server's delay.
-        delay = min(advice * (1 + self._shared.rng.uniform(0, _ADVICE_JITTER)), MAX_ADVICE)
-        self.heir_due = now + delay
-        self.draining.set()
-        self._shared.reporter.publish(
+        delay = min(advice * (1 + self._context.rng.uniform(0, _ADVICE_JITTER)), MAX_ADVICE)
+        self.replacement_due = now + delay
+        self.draining = True
+        self._changed.unpark_all()
+        self._context.reporter.publish(
             Draining,
             generation=self.generation,
             delay=delay if self.superseded_by is None else 0.0,
@@ -463,15 +419,15 @@ class Connection:
 
     def _withdraw_promise(self) -> None:
         self.resume_supported = False
-        self._shared.ledger.withdraw_promise()
-        self._shared.on_gaps([])  # the position says it, too: have it saved
+        self._context.ledger.withdraw_promise()
+        self._context.admission.position_changed()  # the position says it, too: have it saved
 
-    def _tell_end(self, end: End) -> None:
-        reporter = self._shared.reporter
+    def _report_end(self, end: End) -> None:
+        reporter = self._context.reporter
         if self.superseded_by is not None:
             reporter.publish(Replaced, generation=self.generation, by=self.superseded_by, how=str(end))
         else:
-            expected = self.draining.is_set() and end.reason is EndReason.CLOSED and end.code == _GOING_AWAY
+            expected = self.draining and end.reason is EndReason.CLOSED and end.code == _GOING_AWAY
             reporter.publish(Lost, generation=self.generation, how=str(end), expected=expected)
 
     # ---- events ------------------------------------------------------------------------------------------------
@@ -481,25 +437,25 @@ class Connection:
         arrived = self._not_before
         while True:
             with self._suspended():
-                await self._shared.intake.wait_room(event.size)
-            if self._try_admit(event, self._shared.reporter.moment(), arrived):
+                await self._context.admission.wait_space(event)
+            if self._try_admit(event, self._context.reporter.moment(), arrived):
                 return
 
     def _try_admit(self, event: Event, now: Moment, arrived: Moment) -> bool:
-        shared = self._shared
-        return shared.try_admit(event, self.generation, now, arrived)
+        return self._context.admission.try_admit(event, self.generation, now, arrived)
 
-    async def _keep(self, event: Event, hold: Hold) -> None:
+    async def _hold_back(self, event: Event, hold: Hold) -> None:
         """Hold an event of a probe, or wait until the hold is released if it is full."""
         arrived = self._not_before
         if hold.full:
             # The probe has shown that the server is well. It is read again when the hold is released.
-            self.lasting.set()
+            self.hold_is_full = True
+            self._changed.unpark_all()
             with self._suspended():
                 await hold.released.wait()
         if not hold.released.is_set():
             hold.put(self.generation, event, arrived)
-        elif not self._try_admit(event, self._shared.reporter.moment(), arrived):
+        elif not self._try_admit(event, self._context.reporter.moment(), arrived):
             await self._admit(event)
 
     # ---- clocks ------------------------------------------------------------------------------------------------
@@ -524,13 +480,13 @@ class Connection:
             return
         self._retired_unread = interrupted
         # What comes next may have been waiting to be read: the time before which it cannot have come stays as it is.
-        self._asked = self._caught_up = self._shared.reporter.moment()
+        self._asked = self._caught_up = self._context.reporter.moment()
         now = self._asked[1]
         self._count_as_waited(now - self._waiting_since)
         if self._retire_left is not None:
             self._life.deadline = now + self._retire_left
             self._retire_left = None
-        self._heartbeat.deadline = now + self._shared.settings.timeouts.heartbeat
+        self._heartbeat.deadline = now + self._context.settings.timeouts.heartbeat
         self._far_enough = 0.0
         self._last_frame = now
         self._resumed.set()
@@ -546,7 +502,7 @@ class Connection:
         if self._progress < _PROGRESS or not self._last_frame:
             return
         self._progress = 0
-        timeout = self._shared.settings.timeouts.heartbeat
+        timeout = self._context.settings.timeouts.heartbeat
         now = trio.current_time()
         limit = self._last_frame + MESSAGE_ALLOWANCE * timeout
         if self._heartbeat.deadline - now < timeout and not self._pauses:
@@ -554,23 +510,20 @@ class Connection:
 
     def _count_as_waited(self, seconds: float) -> None:
         self._waited += seconds
-        self._shared.ledger.waited(self.generation, seconds)
+        self._context.ledger.waited(self.generation, seconds)
 
     @trio.lowlevel.enable_ki_protection
     async def _watch(self) -> None:
         """Watch for when the connection is stable, and for when the ledger can rely on what it delivered."""
-        shared = self._shared
-        ledger, interval = shared.ledger, shared.settings.timeouts.stable_after / _LOOKS
-        await self.confirmed.wait()
+        context = self._context
+        ledger, interval = context.ledger, context.settings.timeouts.stable_after / _LOOKS
+        await self.wait_phase(Phase.LIVE)
         next_look = trio.current_time() + interval
-        while not (self.stable and ledger.trusts(self.generation)):
+        while not (self.was(Phase.STABLE) and ledger.trusts(self.generation)):
             if self._pauses:
                 await self._resumed.wait()
                 continue
-            stable_at = (
-                math.inf if self.stable else self._confirmed_at + self._waited + shared.settings.timeouts.stable_after
-            )
-            due = min(stable_at, next_look)
+            due = min(self._stable_at(), next_look)
             await trio.sleep_until(due)
             now = trio.current_time()
             if self._pauses:
@@ -580,14 +533,19 @@ class Connection:
                 self._count_as_waited(now - due)
                 next_look = now + interval
                 continue
-            if not self.stable and now >= self._confirmed_at + self._waited + shared.settings.timeouts.stable_after:
-                self.stable = True
-                self.lasting.set()
-                shared.reporter.publish(Stable, generation=self.generation)
+            if now >= self._stable_at():
+                self._enter(Phase.STABLE)
+                context.reporter.publish(Stable, generation=self.generation)
                 next_look = now
             if now >= next_look:
                 next_look = now + interval
-                shared.tell(ledger.tick(self.generation, shared.reporter.moment(), self._asked))
+                context.admission.report_gaps(ledger.tick(self.generation, context.reporter.moment(), self._asked))
+
+    def _stable_at(self) -> float:
+        """When it will be stable, on Trio's clock; infinity if it is."""
+        if self.was(Phase.STABLE):
+            return math.inf
+        return self._entered[Phase.LIVE] + self._waited + self._context.settings.timeouts.stable_after
 
 
 class _Suspended:

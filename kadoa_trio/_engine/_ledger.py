@@ -18,12 +18,15 @@ would step over events that only a resumption can bring.
 
 What a leader that is not trusted delivers moves the resume cursor
 
-* at once, where the event is **older than the subscription**, so that it is a
-  part of the replay, and everything before it in the stream was replayed
-  before it: its cursor is not after the newest one that was known when the
-  attempt began; or the cursors of the connection step back to it; or, with
-  opaque cursors, its id was admitted before the attempt began. Each of these
-  also shows that the replay still goes on, and starts the waits again;
+* at once, where the event is **older than the subscription** by `RELY_FACTOR`
+  times ``stable_after``, so that it is a part of the replay, and everything
+  before it in the stream was replayed before it: its cursor is not after the
+  newest one that was known that long before the attempt; or, with opaque
+  cursors, its id was admitted that long before. Or where the cursors of the
+  connection step back to it. Each of these also shows that the replay still
+  goes on, and starts the waits again. An event that became known later than
+  that does, too, but moves nothing: another instance of the server may send a
+  live event some seconds late, before its replay;
 * after `RELY_FACTOR` times ``stable_after`` of reading in which no later event
   has stepped back behind it (comparable cursors only);
 * when the connection becomes trusted: after `TRUST_FACTOR` times
@@ -71,6 +74,8 @@ TRUST_FACTOR: Final = 6
 
 More than for one event, because a replay that comes in pages shows itself only when a page follows a live event.
 """
+SNAPSHOT_INTERVAL: Final = 1.0
+"""Minimum time between two snapshots of what is known, in seconds; see `Mark`."""
 _FROM_LOG: Final = -1
 """Stands where a connection's number would, for what was taken from the notification log."""
 _RESTORED: Final = 0
@@ -170,11 +175,30 @@ class _Tail:
 
 
 @attrs.frozen
-class Mark:
-    """What was known when an attempt began: whatever was admitted by then is older than the subscription."""
+class _Known:
+    """What was known at a time."""
 
     seq: int
+    """The admission list's number."""
     key: CursorKey | None
+    """The newest cursor."""
+
+
+@attrs.frozen
+class Mark:
+    """What was known when an attempt began, and some time before.
+
+    An event that was known when the attempt began may still be a live event:
+    it may reach another server's instance later, or be sent again before the
+    replay. So it shows that the replay goes on, and moves no cursor. Only an
+    event that was known `RELY_FACTOR` times ``stable_after`` earlier is a
+    part of the replay for certain.
+    """
+
+    then: _Known
+    """When the attempt began."""
+    before: _Known
+    """That time earlier."""
 
 
 @attrs.frozen
@@ -226,11 +250,14 @@ class _Source:
     """Events that newer connections brought: it does not owe them, they may come to it later."""
     doubted: bool = False
     """It leads, but has not repeated what it owes: its next event decides."""
-    # Its replay: how far it is known to have come, and when it last showed itself, on the connection's clock.
+    # Its replay: how far it is known to have come.
     replayed_key: CursorKey | None = None
     replayed_seq: int = 0
     replayed: _Delivered | None = None
+    # The last sign that it goes on, on the connection's clock; and the newest event that was one.
     last_sign: float = 0.0
+    sign_key: CursorKey | None = None
+    sign_seq: int = 0
     top: CursorKey | None = None
     """The newest cursor that it delivered."""
     first_event: Moment | None = None
@@ -256,6 +283,18 @@ class _Source:
             if one.key is not None and (self.replayed_key is None or one.key > self.replayed_key):
                 self.replayed_key = one.key
         return taken
+
+    def sign(self, one: _Delivered, seq: int) -> None:
+        """Record that a delivery shows that the replay goes on, unless it is one that has shown this before."""
+        if one.key is not None and not self.opaque:
+            if self.sign_key is not None and one.key <= self.sign_key:
+                return
+            self.sign_key = one.key
+        elif seq <= self.sign_seq:
+            return
+        else:
+            self.sign_seq = seq
+        self.last_sign = one.clock
 
 
 class Ledger:
@@ -291,6 +330,9 @@ class Ledger:
         self._cursor_seq = 0
         self._cursor_admitted = 0
         self._top: CursorKey | None = None
+        # What was known at times, oldest first: each is the state just before its time. See `mark`.
+        self._snapshots: deque[tuple[float, _Known]] = deque()
+        self._restored = False
         # The settled position. `_pending` begins with the oldest unsettled entry.
         self._pending: deque[Entry] = deque()
         self._tail = _Tail()
@@ -320,6 +362,7 @@ class Ledger:
         self._gaps.extend(position.gaps)
         self.gap_count = len(position.gaps)
         self._line = _Line()
+        self._restored = True
         for event_id in position.recent:
             self._remember(event_id)
         # What lies behind the cursor is older than the admission list; what lies past it is owed by a replay.
@@ -354,10 +397,26 @@ class Ledger:
         """Where the next connection subscribes from."""
         return self._cursor
 
-    def mark(self) -> Mark:
-        """Return what is known now, before an attempt begins; give it to `open`."""
+    def mark(self, now: Moment | None = None) -> Mark:
+        """Return what is known before an attempt begins, and was some time earlier; give it to `open`.
+
+        Args:
+            now: the time; None if nothing is known to be older than the attempt.
+        """
+        then = self._known()
+        if now is None:
+            return Mark(then, _Known(0, cursor_key(self._cursor)))
+        if self._restored:
+            # When an earlier run received what it has settled is not known, so that it counts from here on.
+            self._restored = False
+            self._snapshots.append((now[1], _Known(0, cursor_key(self._cursor))))
+        while self._snapshots and self._snapshots[0][0] <= now[1] - RELY_FACTOR * self._stable_after:
+            self._snapshots.popleft()
+        return Mark(then, self._snapshots[0][1] if self._snapshots else then)
+
+    def _known(self) -> _Known:
         keys = [key for key in (cursor_key(self._cursor), self._top) if key is not None]
-        return Mark(self._seq, max(keys, default=None))
+        return _Known(self._seq, max(keys, default=None))
 
     def open(
         self,
@@ -388,7 +447,7 @@ class Ledger:
             self.withdraw_promise()
         source = _Source(
             generation,
-            mark or self.mark(),
+            mark or self.mark(now),
             key,
             resumes=cursor is not None,
             asked=cursor is not None and not self._unpromised and self._cursor_seq > self._unpromised_seq,
@@ -771,6 +830,11 @@ class Ledger:
         if source.first_event is None:
             source.first_event = now
         source.heard = source.clock(now)
+        snapshots = self._snapshots
+        if not snapshots or now[1] - snapshots[-1][0] >= SNAPSHOT_INTERVAL:
+            snapshots.append((now[1], self._known()))
+            while snapshots[0][0] <= now[1] - RELY_FACTOR * self._stable_after:
+                snapshots.popleft()
 
     def _record(self, entry: Entry) -> None:
         assert entry.id is not None
@@ -781,7 +845,7 @@ class Ledger:
             self._forget()
 
     def _is_replayed(self, source: _Source, entry: Entry | None, event_id: str, one: _Delivered) -> bool:
-        """Tell whether a delivery is older than the subscription, and so a part of the replay that goes on."""
+        """Tell whether a delivery is a part of the replay for certain, and take in what it shows of the replay."""
         key = one.key
         if key is not None and (self._top is None or key > self._top):
             self._top = key
@@ -789,27 +853,34 @@ class Ledger:
             return False
         if one.cursor is not None and key is None:
             source.opaque = True
-        known = entry is not None and entry.generation != _FROM_LOG and entry.seq <= source.mark.seq
+        mark = source.mark
+        # What was taken from the log says nothing about what any connection owes.
+        seq = mark.then.seq + 1 if entry is None or entry.generation == _FROM_LOG else entry.seq
         if source.opaque or key is None:
-            if entry is None or not known or entry.seq <= source.replayed_seq:
+            if seq <= mark.then.seq:
+                source.sign(one, seq)
+            if seq > mark.before.seq or seq <= source.replayed_seq:
                 return False
-            source.replayed_seq = entry.seq
-        else:
-            top = source.top
-            if top is None or key > top:
-                source.top = key
-            # A new event at the newest cursor itself may be live: neighbours may share a cursor.
-            old = known or (source.mark.key is not None and key < source.mark.key)
-            # Only where a replay is promised: the live events of a careless server may be out of order.
-            steps_back = source.asked and top is not None and key < top
-            if not (old or steps_back) or event_id in source.trail_ids:
-                return False
-            if source.replayed_key is not None and key <= source.replayed_key:
-                return False  # sent again: no sign that the replay goes on
-            source.replayed_key = key
-            if source.cursor_key is not None and key > source.cursor_key and self._line is not None:
-                self._join(source, self._line)
+            source.replayed_seq = seq
+            return True
+        top = source.top
+        if top is None or key > top:
+            source.top = key
+        if event_id in source.trail_ids:
+            return False
+        # Only where a replay is promised: the live events of a careless server may be out of order.
+        steps_back = source.asked and top is not None and key < top
+        # A new event at the newest cursor itself may be live: neighbours may share a cursor.
+        if steps_back or seq <= mark.then.seq or (mark.then.key is not None and key < mark.then.key):
+            source.sign(one, seq)
+        if not (steps_back or seq <= mark.before.seq or (mark.before.key is not None and key < mark.before.key)):
+            return False
+        if source.replayed_key is not None and key <= source.replayed_key:
+            return False  # sent again: no sign that the replay goes on
+        source.replayed_key = key
         source.last_sign = one.clock
+        if source.cursor_key is not None and key > source.cursor_key and self._line is not None:
+            self._join(source, self._line)
         return True
 
     def _replayed(self, source: _Source, one: _Delivered) -> None:

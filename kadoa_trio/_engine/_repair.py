@@ -45,7 +45,7 @@ from .._position import Gap
 from ..notices import GapRemains, GapRepaired
 from ..workspace._notifications import MAX_LOG_ROWS, WEBSOCKET, LogEntry, LogPage, Notifications, Setting
 from ..workspace._streaming import find_setting
-from ._buffer import Intake
+from ._admission import Admission
 from ._ledger import MAX_GAPS, Ledger
 from ._reporter import Reporter
 
@@ -166,9 +166,8 @@ class Repairer:
     Args:
         http: the way to the log.
         ledger: knows the open gaps, and what was delivered.
-        intake: where events go.
-        reporter: notified of the results.
-        deliver: admits an event and puts it into the buffer, where there is free space.
+        admission: admits the events.
+        reporter: publishes the results.
         max_bytes: maximum size of the events of the log that are held at once, in bytes.
     """
 
@@ -176,16 +175,14 @@ class Repairer:
         self,
         http: KadoaApi,
         ledger: Ledger,
-        intake: Intake,
+        admission: Admission,
         reporter: Reporter,
-        deliver: Callable[[Event], None],
         max_bytes: int,
     ) -> None:
         self._notifications = Notifications(http)
         self._ledger = ledger
-        self._intake = intake
+        self._admission = admission
         self._reporter = reporter
-        self._deliver = deliver
         self._max_bytes = max_bytes
         # The log cuts its times to milliseconds.
         self._started_at = reporter.wall_clock() - timedelta(milliseconds=1)
@@ -203,15 +200,15 @@ class Repairer:
         """How many gaps wait for their repair."""
         return sum(not work.closed for work in self._work.values())
 
-    def add(self, gap: Gap) -> None:
-        """Repair a gap, which is one of the ledger's open ones, some time soon."""
+    def position_changed(self) -> None:
+        """Repair the open gaps of the ledger some time soon. Before the first call nothing is repaired."""
         self._active = True
         self._wake.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Repair until cancelled, or until admission has ended. The next run begins again what is cut short."""
-        while not self._intake.closed:
+        while not self._admission.ended:
             self._wake = trio.Event()
             self._take_stock()
             gap = min(self._work, key=lambda gap: self._work[gap].due, default=None)
@@ -526,14 +523,13 @@ class Repairer:
         """Hand out what is missing, oldest first, as far as no connection brings it meanwhile."""
         for event in _oldest_first(reading.missing):
             while not self._ledger.knows(event.id):
-                if self._intake.closed:
+                if self._admission.ended:
                     return False
-                if self._intake.has_room(event.size):
-                    self._deliver(event)
+                if self._admission.try_admit_from_log(event):
                     self.repaired += 1
                     work.handed_out += 1
                 else:
-                    await self._intake.wait_room(event.size)
+                    await self._admission.wait_space(event)
             work.done.append(hash(event.id))
         return True
 

@@ -19,11 +19,11 @@ import trio
 from ..notices import (
     AdmissionPaused,
     AttemptStarted,
-    Connected,
     ConnectionStatus,
     Draining,
     Failed,
     FrameIgnored,
+    Live,
     Lost,
     Notice,
     PossibleGap,
@@ -71,7 +71,7 @@ class Status:
             case Subscribed(generation=generation):
                 connection = ConnectionStatus(generation=generation)
                 status = attrs.evolve(self, opened=self.opened + 1, connections=(*self.connections, connection))
-            case Connected(generation=generation):
+            case Live(generation=generation):
                 status = self._with(generation, live=True)
             case Stable(generation=generation):
                 status = self._with(generation, stable=True)

@@ -1,4 +1,4 @@
-"""Keeps the position in a store: taken up before the first subscription, saved behind the events, and on leaving.
+"""Loads the position before the first subscription, and saves it behind the events and on leaving.
 
 Write-behind: one save at a time, then the newest position. Nothing waits for
 a save, except that admission pauses when too many settled events are unsaved.
@@ -15,10 +15,12 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from .._errors import CursorStoreError, OwnershipLostError
+from .._events import Event
 from .._position import Position
 from .._redact import presentable
 from .._stores import CursorSession, CursorStore
 from ..notices import FirstStart, PositionNotSaved, PositionSaved, Resumed
+from ._buffer import Buffer
 from ._ledger import Ledger
 from ._reporter import Reporter
 
@@ -37,49 +39,48 @@ _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
 
 
-class Keeper:
+class Saver:
     """Owns the position of one consumer for as long as a client is open.
 
     Args:
-        store: where it is kept.
-        consumer: whose it is.
-        ledger: where it is made.
-        reporter: told of what goes wrong.
-        on_saved: called after every save, with the number of settled events that it covers.
+        store: where positions are saved.
+        consumer: the name under which this one is saved.
+        ledger: makes the position.
+        buffer: limits the settled events that no save covers.
+        reporter: publishes what goes wrong.
     """
 
-    def __init__(
-        self, store: CursorStore, consumer: str, ledger: Ledger, reporter: Reporter, on_saved: Callable[[int], None]
-    ) -> None:
+    def __init__(self, store: CursorStore, consumer: str, ledger: Ledger, buffer: Buffer, reporter: Reporter) -> None:
         self._store = store
         self._consumer = consumer
         self._ledger = ledger
         self._reporter = reporter
-        self._on_saved = on_saved
+        self._buffer = buffer
         self._session: CursorSession | None = None
         self._opened = trio.Event()
         self._saved_count = 0
         self._saved: Position | None = None
         self._wake = trio.Event()
-        self._dirty = False
         self._lost: OwnershipLostError | None = None
         self.saves: int = 0
         """Saves that succeeded."""
         self.failures: int = 0
         """Saves that failed."""
         # `Limits.unsaved` holds from the first event on.
-        on_saved(0)
+        buffer.saved(0)
 
     @property
     def unsaved(self) -> int:
         """How many events were settled since the position that was saved last."""
         return self._ledger.settled_count - self._saved_count
 
-    def touch(self) -> None:
-        """Say that the position has changed. Cheap, and never a checkpoint."""
-        if not self._dirty:
-            self._dirty = True
-            self._wake.set()
+    def settled(self, event: Event) -> None:
+        """Save some time soon: an event was settled."""
+        self._wake.set()
+
+    def position_changed(self) -> None:
+        """Save some time soon: the position has changed without a settlement."""
+        self._wake.set()
 
     def position(self) -> Position:
         """Return the position as it is now."""
@@ -156,7 +157,7 @@ class Keeper:
                 delay = min(first * 2.0 ** min(failures, 60), longest)
                 failures += 1
                 self.failures += 1
-                self.touch()
+                self._wake.set()
                 self._reporter.publish(PositionNotSaved, why=str(exc), delay=delay, unsaved=self.unsaved)
                 await trio.sleep(delay)
             else:
@@ -169,7 +170,6 @@ class Keeper:
     async def _save(self) -> None:
         assert self._session is not None
         self._wake = trio.Event()
-        self._dirty = False
         count, position = self._ledger.settled_count, self.position()
         if position == self._saved:
             await trio.lowlevel.checkpoint()
@@ -178,11 +178,11 @@ class Keeper:
             await self._bounded("saved", self._session.save, position)
         except BaseException:
             # Cancelled, or failed: it is as if it had not been tried.
-            self.touch()
+            self._wake.set()
             raise
         self.saves += 1
         self._saved, self._saved_count = position, count
-        self._on_saved(count)
+        self._buffer.saved(count)
 
     async def finish(self, deadline: float) -> CursorStoreError | None:
         """Save for the last time and give the ownership up, by *deadline* on Trio's clock.

@@ -33,16 +33,16 @@ from ..notices import (
     AttemptStarted,
     ConnectionAged,
     CursorAccepted,
+    CursorCheckStarted,
     CursorDropped,
-    CursorOnTrial,
     Failed,
     HeldEventsReleased,
     Refused,
     Retrying,
-    Stopped,
 )
-from ._connection import Connection, EndReason, Shared
+from ._connection import Connection, ConnectionContext, EndReason
 from ._cursor_check import HOLD_TIME, CursorCheck, Hold
+from ._phase import Phase
 
 MAX_SOCKETS = 3
 """Maximum number of open sockets: the newest connection, the one that it replaces, and one that is slow to close."""
@@ -55,8 +55,8 @@ def is_refusal(connection: Connection) -> bool:
         and connection.end is not None
         and connection.end.reason is EndReason.CLOSED
         and not connection.events
-        and not connection.stable
-        and not connection.draining.is_set()
+        and not connection.was(Phase.STABLE)
+        and not connection.draining
     )
 
 
@@ -65,22 +65,26 @@ class Supervisor:
 
     A background service: once it has started it raises nothing. A fault goes
     to the channel of events.
+
+    Args:
+        context: what every connection works with.
+        abandoned: set when nobody receives events any more; the client stops.
     """
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._settings = shared.settings
-        self._backoff = Backoff(shared.settings.retry, shared.rng)
+    def __init__(self, context: ConnectionContext, abandoned: trio.Event) -> None:
+        self._context = context
+        self._abandoned = abandoned
+        self._settings = context.settings
+        self._backoff = Backoff(context.settings.retry, context.rng)
         self._check = CursorCheck()
         self._hold: Hold | None = None
         self._generation = 0
         self._open: list[Connection] = []
         """Oldest first; with those whose socket is closing."""
         self._newest: Connection | None = None
-        self._ever_confirmed = False
+        self._ever_live = False
         self._refused_since: float | None = None
         self._refusals = 0
-        self._attempts = 0
         self._last_failure: AttemptError | None = None
         self._admitted_at_too_large = -1
         self._started_at = 0.0
@@ -90,14 +94,12 @@ class Supervisor:
 
     def stop(self) -> None:
         """End all connections. Nothing is admitted from here on."""
-        if not self._shared.intake.closed:
-            self._shared.intake.end()
-            self._shared.reporter.publish(Stopped)
+        self._context.admission.stop()
         self._scope.cancel(reason="the client was stopped")
 
     def fail(self, fault: Exception) -> bool:
         """End all connections with a fault from elsewhere; return False if they have ended already."""
-        if self._shared.intake.closed:
+        if self._context.admission.ended:
             return False
         self._crash = self._crash or fault
         self._scope.cancel(reason="the client has failed")
@@ -118,6 +120,7 @@ class Supervisor:
                 async with trio.open_nursery() as self._nursery:
                     # Caught inside of the nursery, which would wrap it.
                     try:
+                        self._nursery.start_soon(self._stop_when_abandoned)
                         newest = await self._establish()
                         started = True
                         task_status.started()
@@ -135,18 +138,23 @@ class Supervisor:
             bug = fault
             fault = InternalError(f"the client failed by a bug of its own ({type(bug).__name__}); please report it")
             fault.__cause__ = bug
-        self._shared.reporter.publish(Failed, fault=f"{type(fault).__name__}: {fault}")
+        self._context.reporter.publish(Failed, fault=f"{type(fault).__name__}: {fault}")
         if not started:
-            self._shared.intake.end()
+            self._context.admission.end()
             raise fault
-        self._shared.intake.end(fault)
+        self._context.admission.end(fault)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _stop_when_abandoned(self) -> None:
+        await self._abandoned.wait()
+        self.stop()
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
     async def _succeed(self, newest: Connection) -> None:
         while True:
             not_before = await self._needs_replacement(newest)
-            if self._check.due and not newest.draining.is_set() and self._shared.ledger.resume_cursor is not None:
+            if self._check.due and not newest.draining and self._context.ledger.resume_cursor is not None:
                 newest = await self._check_cursor(not_before)
             else:
                 newest = await self._establish(not_before)
@@ -154,29 +162,27 @@ class Supervisor:
     async def _needs_replacement(self, newest: Connection) -> float:
         """Wait until *newest* is due for replacement, and return the earliest time for it."""
         earliest = 0.0
-        with trio.move_on_at(newest.renew_at) as age:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_when, newest.ended, nursery.cancel_scope)
-                await newest.draining.wait()
-                age.deadline = math.inf
-                if newest.stable:
+        with trio.move_on_at(newest.renew_at) as due:
+            await newest.wait_until(lambda: newest.draining or newest.ended)
+            if not newest.ended:
+                if newest.was(Phase.STABLE):
                     self._backoff.stable()
                 else:
                     # A server that drains whatever it accepts: the larger of its advice and our backoff.
                     earliest = self._next_after_failure()
-                await trio.sleep_until(max(newest.heir_due, earliest))
-                nursery.cancel_scope.cancel(reason="its replacement is due")
+                due.deadline = max(newest.replacement_due, earliest)
+                await newest.wait_phase(Phase.ENDED)
         now = trio.current_time()
-        if not newest.ended.is_set():
-            if not newest.draining.is_set():
-                self._shared.reporter.publish(ConnectionAged, generation=newest.generation)
+        if not newest.ended:
+            if not newest.draining:
+                self._context.reporter.publish(ConnectionAged, generation=newest.generation)
             return now
         # Ended before its replacement was due, which ends the wait.
         self._observe_end(newest)
-        if newest.stable:
+        if newest.was(Phase.STABLE):
             self._backoff.stable()
-            return now if newest.draining.is_set() else now + self._backoff.delay()
-        if newest.made_progress and not newest.draining.is_set():
+            return now if newest.draining else now + self._backoff.delay()
+        if newest.made_progress and not newest.draining:
             # It made progress: the next wait is a first one.
             self._backoff.stable()
             return now + self._backoff.delay()
@@ -188,7 +194,7 @@ class Supervisor:
 
     async def _establish(self, not_before: float = 0.0, *, hold: Hold | None = None) -> Connection:
         """Make attempts until one is subscribed, and return it; the older ones are read meanwhile."""
-        deadline = math.inf if self._confirmed() else self._started_at + self._settings.timeouts.connect
+        deadline = math.inf if self._was_live() else self._started_at + self._settings.timeouts.connect
         connection: Connection | None = None
         with trio.move_on_at(deadline):
             while connection is None:
@@ -199,25 +205,24 @@ class Supervisor:
             last = self._last_failure
             seconds = trio.current_time() - self._started_at
             raise ConnectionFailedError(
-                self._attempts, seconds, str(last) if last is not None else "no answer in time"
+                self._generation, seconds, str(last) if last is not None else "no answer in time"
             ) from last
         return connection
 
     async def _attempt(self, hold: Hold | None) -> tuple[Connection | None, float]:
         """Make one attempt; return the connection, or when the next attempt is due."""
-        shared, nursery = self._shared, self._nursery
+        context, nursery = self._context, self._nursery
         assert nursery is not None
         self._generation += 1
-        self._attempts += 1
         self._backoff.begin(trio.current_time())
-        shared.reporter.publish(AttemptStarted, generation=self._generation)
+        context.reporter.publish(AttemptStarted, generation=self._generation)
         asked = [] if self._newest is None else [self._newest]
         connection = Connection(
-            shared,
+            context,
             self._generation,
             promised=all(one.resume_supported is not False for one in (*self._open, *asked)),
             hold=hold,
-            on_confirmed=self._review_retirement,
+            on_live=self._review_retirement,
         )
         self._open.append(connection)
         retry_after: float | None = None
@@ -236,7 +241,7 @@ class Supervisor:
         self._backoff.failed()
         now = trio.current_time()
         due = min(now + self._backoff.delay(retry_after), max(latest, now))
-        shared.reporter.publish(
+        context.reporter.publish(
             Retrying, generation=connection.generation, why=why, delay=due - now, failures=self._backoff.failures
         )
         return None, due
@@ -265,21 +270,22 @@ class Supervisor:
 
     def _account_for(self, connection: Connection) -> None:
         """Take the end of a connection into account."""
-        if connection.confirmed.is_set():
-            self._ever_confirmed = True
+        if connection.was(Phase.LIVE):
+            self._ever_live = True
         self._review_retirement()
 
     # ---- faults ------------------------------------------------------------------------------------------------
 
-    def _confirmed(self) -> bool:
-        self._ever_confirmed = self._ever_confirmed or any(c.confirmed.is_set() for c in self._open)
-        return self._ever_confirmed
+    def _was_live(self) -> bool:
+        """Tell whether a connection of this client has ever been live."""
+        self._ever_live = self._ever_live or any([connection.was(Phase.LIVE) for connection in self._open])  # noqa: C419
+        return self._ever_live
 
     def _refused(self, exc: AuthenticationError | RequestRefusedError) -> float:
         """Return until when to try again after a refusal; raise it when that time has come."""
         now = trio.current_time()
         self._refusals += 1
-        if not self._confirmed():
+        if not self._was_live():
             # A refused key once more, with a fresh token: the first one may have met a server that was starting.
             if self._refusals > 1 or isinstance(exc, RequestRefusedError):
                 raise exc
@@ -289,7 +295,7 @@ class Supervisor:
         grace = self._refused_since + self._settings.timeouts.auth_grace - now
         if grace <= 0:
             raise exc
-        self._shared.reporter.publish(Refused, generation=self._generation, why=str(exc), grace=grace)
+        self._context.reporter.publish(Refused, generation=self._generation, why=str(exc), grace=grace)
         return now + grace
 
     def _observe_end(self, connection: Connection) -> None:
@@ -297,41 +303,40 @@ class Supervisor:
         assert end is not None
         if is_refusal(connection):
             self._check.closed()
-        elif connection.cursor is not None and (connection.events or connection.stable):
+        elif connection.cursor is not None and (connection.events or connection.was(Phase.STABLE)):
             self._check.acquit()
         # Anything else, a reset or a time-out, says nothing about the cursor.
         self._last_failure = AttemptError("subscribe", str(end))
         if end.reason is EndReason.TOO_LARGE:
-            if self._admitted_at_too_large == self._shared.received:
+            if self._admitted_at_too_large == self._context.admission.received:
                 raise MessageTooLargeError(self._settings.limits.message_size)
-            self._admitted_at_too_large = self._shared.received
+            self._admitted_at_too_large = self._context.admission.received
 
     # ---- retiring ----------------------------------------------------------------------------------------------
 
     def _review_retirement(self) -> None:
-        """Retire older connections when the newest is known to live; spare them while it is not."""
+        """Retire the older connections while the newest one is live, and only then."""
         newest = self._newest
         if newest is None:
             return
-        if newest.confirmed.is_set():
-            self._ever_confirmed = True
+        if newest.was(Phase.LIVE):
+            self._ever_live = True
             self._refused_since = None
-        healthy = newest.confirmed.is_set() and not newest.ended.is_set()
         for older in self._open:
-            if older.generation >= newest.generation or older.ended.is_set():
+            if older.generation >= newest.generation or older.ended:
                 continue
-            if not healthy:
-                older.spare()
+            if not newest.is_live:
+                older.cancel_retirement()
             elif not older.retiring:
                 older.retire("replaced", after=self._settings.timeouts.overlap)
 
     async def _make_place(self) -> None:
-        """Keep the bound of sockets: retire the oldest connection, and wait until it is gone."""
+        """Hold the maximum of sockets: retire the oldest connection, and wait until it is gone."""
         while len(self._open) >= MAX_SOCKETS:
-            oldest = next((one for one in self._open if one.ended.is_set()), self._open[0])
-            if not oldest.ended.is_set():
+            oldest = next((one for one in self._open if one.ended), self._open[0])
+            if not oldest.ended:
                 oldest.retire("too many sockets", after=0.0, force=True)
-            await oldest.closed.wait()
+            await oldest.wait_phase(Phase.CLOSED)
 
     # ---- the cursor check --------------------------------------------------------------------------------------
 
@@ -342,36 +347,36 @@ class Supervisor:
         well; only then do others with the cursor, beside it, show what the
         cursor is worth. See `_cursor_check` for when it is dropped.
         """
-        shared, check = self._shared, self._check
-        cursor = shared.ledger.resume_cursor
+        context, check = self._context, self._check
+        cursor = context.ledger.resume_cursor
         assert cursor is not None
         if check.begin():
-            shared.reporter.publish(CursorOnTrial, cursor=cursor)
+            context.reporter.publish(CursorCheckStarted, cursor=cursor)
         probe = await self._establish(not_before, hold=self._current_hold())
-        await _wait_either(probe.lasting, probe.ended)
+        await probe.wait_until(lambda: probe.phase >= Phase.STABLE or probe.hold_is_full)
         not_before = 0.0
-        while not probe.ended.is_set():
+        while not probe.ended:
             candidate = await self._establish(not_before)
-            await _wait_either(candidate.spoke, candidate.lasting, candidate.ended)
-            if shared.ledger.resume_cursor != cursor and not candidate.events:
+            await _wait_for_verdict(candidate)
+            if context.ledger.resume_cursor != cursor and not candidate.events:
                 # So much was delivered without it that the ledger has given the cursor up, with a possible gap.
                 self._end_check()
                 return candidate
-            if candidate.events or candidate.stable:
-                shared.reporter.publish(CursorAccepted, cursor=cursor)
+            if candidate.events or candidate.was(Phase.STABLE):
+                context.reporter.publish(CursorAccepted, cursor=cursor)
                 check.acquit()
                 probe.retire("the cursor check is over", after=0.0)
                 # When the replay is over it has brought what was held; if it has not, that is handed out.
                 assert self._nursery is not None
                 self._nursery.start_soon(self._decide_hold_later, candidate)
                 return candidate
-            if probe.ended.is_set():
+            if probe.ended:
                 break
             if is_refusal(candidate) and check.refused(trio.current_time()):
-                shared.reporter.publish(CursorDropped, cursor=cursor)
+                context.reporter.publish(CursorDropped, cursor=cursor)
                 self._newest = probe
                 probe.superseded_by = None
-                shared.tell(shared.ledger.drop_cursor(probe.generation, shared.reporter.moment()))
+                context.admission.report_gaps(context.ledger.drop_cursor(probe.generation, context.reporter.moment()))
                 self._end_check()
                 return probe
             self._observe_end(candidate)
@@ -400,28 +405,33 @@ class Supervisor:
     async def _decide_hold_later(self, candidate: Connection) -> None:
         hold = self._hold
         assert hold is not None
-        await _wait_either(candidate.lasting, candidate.ended)
-        if candidate.lasting.is_set():
+        await candidate.wait_phase(Phase.STABLE)
+        if candidate.was(Phase.STABLE):
             hold.decided.set()
 
     @trio.lowlevel.enable_ki_protection
     async def _release_later(self, hold: Hold) -> None:
         """Hand out what is held, in order, when the check is over, the hold is full, or `HOLD_TIME` has passed."""
-        shared = self._shared
+        context = self._context
         await _wait_either(hold.some, hold.decided)
         with trio.move_on_after(HOLD_TIME):
             await _wait_either(hold.decided, hold.filled)
         if not hold.decided.is_set():
-            shared.reporter.publish(HeldEventsReleased, cursor=shared.ledger.resume_cursor, events=len(hold.events))
+            context.reporter.publish(HeldEventsReleased, cursor=context.ledger.resume_cursor, events=len(hold.events))
         while hold.events:
             # Taken only when it is admitted: being cancelled here loses nothing that was admitted.
             generation, event, arrived = hold.events[0]
-            apart = not shared.ledger.is_open(generation)
-            if shared.try_admit(event, generation, shared.reporter.moment(), arrived, apart=apart):
+            apart = not context.ledger.is_open(generation)
+            if context.admission.try_admit(event, generation, context.reporter.moment(), arrived, apart=apart):
                 hold.take()
             else:
-                await shared.intake.wait_room(event.size)
+                await context.admission.wait_space(event)
         hold.released.set()
+
+
+async def _wait_for_verdict(candidate: Connection) -> None:
+    """Wait until a connection with the cursor has delivered an event, is stable, or has ended."""
+    await candidate.wait_until(lambda: candidate.events > 0 or candidate.phase >= Phase.STABLE)
 
 
 @trio.lowlevel.enable_ki_protection

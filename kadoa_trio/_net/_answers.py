@@ -90,9 +90,11 @@ def describe(exc: BaseException, *secrets: Secret) -> str:
     words: list[str] = []
     for inner in _innermost(exc):
         if isinstance(inner, ssl.SSLCertVerificationError):
-            words.append(f"certificate refused: {inner.verify_message}")
+            # An SSLError that a program's own code raises lacks the attributes that OpenSSL's errors have.
+            words.append(f"certificate refused: {getattr(inner, 'verify_message', None) or 'no reason given'}")
         elif isinstance(inner, ssl.SSLError):
-            words.append(f"TLS failed: {(inner.reason or inner.strerror or 'unknown').replace('_', ' ').lower()}")
+            reason = getattr(inner, "reason", None) or inner.strerror or "unknown"
+            words.append(f"TLS failed: {str(reason).replace('_', ' ').lower()}")
         elif isinstance(inner, socket.gaierror):
             words.append(f"the name does not resolve: {inner.strerror}")
         elif isinstance(inner, OSError) and inner.errno:

@@ -56,6 +56,10 @@ USER_AGENT: Final = f"kadoa-trio/{__version__}"
 """Names this client to servers, in requests and in WebSocket handshakes."""
 MAX_ANSWER: Final = 64 * 1024
 """Maximum length of an answer that is read, in bytes, unless a call has its own. Documented ones have a few hundred."""
+_CHUNKS, _BYTES_A_CHUNK = 256, 512
+"""Maximum chunks of an answer: this number, and one more per this number of bytes of its limit. Servers send 4 KiB and more."""
+_CHUNKS_AT_ONCE: Final = 32
+"""Maximum chunks of an answer that are read before other tasks run."""
 _RECENT_SECRETS: Final = 8
 """Maximum number of secrets from servers that are kept out of texts. The newest ones count."""
 
@@ -237,11 +241,17 @@ class Answer:
         grace = trio.CancelScope()
         if self.status >= 300:
             grace.deadline = trio.current_time() + REFUSAL_GRACE
+        chunks, most = 0, _CHUNKS + self.limit // _BYTES_A_CHUNK
         with grace:
             # The stream itself, because httpx's own methods decompress, without a limit.
             async for chunk in cast("AsyncIterable[bytes]", response.stream):
                 self.body += chunk[: self.limit - len(self.body)]
-                if len(self.body) >= self.limit:
+                chunks += 1
+                if not chunks % _CHUNKS_AT_ONCE:
+                    # Chunks that arrived together are read without waiting, and each costs as much as an event.
+                    # Shielded, because a cancellation must be raised in httpx's generators, which it ends; see below.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                if len(self.body) >= self.limit or chunks >= most:
                     # Leaving the loop would leave httpx's generators to the garbage collector; a cancellation ends them.
                     self.complete = True
                     grace.cancel(reason="the answer is longer than any that is documented")

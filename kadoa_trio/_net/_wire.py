@@ -1,16 +1,20 @@
 """Frames to objects and back. Sans-I/O.
 
 Nothing that a server can send makes `decode` raise. A frame is read in one
-pass that parses its envelope and skips its payload, so that a frame of many
-megabytes costs a scan and no more.
+pass that parses its envelope and skips its payload, so a frame of many
+megabytes costs one scan.
 
-Kadoa's pages, its SDKs and its webhooks spell events differently: the type
-stands in ``eventType`` or in ``type``, the payload in ``message`` or in
-``data``, and times are ISO 8601 or milliseconds. All of them are read.
+Kadoa's pages, its SDKs and its webhooks spell events differently: the type is
+in ``eventType`` or in ``type``, the payload in ``message`` or in ``data``, and
+times are ISO 8601 or milliseconds. `decode` reads all of these spellings.
 
-What an object made here keeps of a frame, beside the frame itself, is bounded
+The size of an object made here, without the frame that it holds, is bounded
 (`MAX_ID` and the other limits below), because ids, cursors and notices stay in
 memory, and in positions, after their frames are gone.
+
+To add a control message: write its class, add the class to `Decoded` and an
+entry to `CONTROL_MESSAGES`, and add its fields to ``_Envelope``. Tests name
+the place that was forgotten.
 """
 
 from __future__ import annotations
@@ -19,29 +23,26 @@ import contextlib
 import hashlib
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeGuard
 
 import attrs
 import msgspec
 
-from .._events import Event, json_kind, parse_json
+from .._events import WORKFLOW_FIELD, Event, json_kind, parse_json
 
 MAX_ID: Final = 256
-"""Maximum length of an event id and of a workflow id, in characters; those that are documented have some tens.
+"""Maximum length of an event id and of a workflow id, in characters. The documented ones have about 40.
 
-A longer event id is replaced by its digest, a longer workflow id counts as missing.
+A longer event id is replaced by its digest; a longer workflow id counts as missing.
 """
 MAX_CURSOR: Final = 1_024
 """Maximum length of a cursor, in characters. The client does not resume from a longer one."""
 MAX_NAME: Final = 256
 """Maximum length of a type and of the texts of a drain notice, in characters. Longer ones are cut."""
 _MAX_TIME: Final = 64
-# Some 600 digits: Python always writes those down, see sys.set_int_max_str_digits().
+# About 600 digits, which Python always converts to text; see sys.set_int_max_str_digits().
 _MAX_BITS: Final = 2_000
-
-_CURSOR: Final = re.compile(r"([0-9]{1,40})-([0-9]{1,40})", re.ASCII)
 
 
 @attrs.frozen
@@ -51,43 +52,45 @@ class Heartbeat:
 
 @attrs.frozen(kw_only=True)
 class Draining:
-    """The server is about to close this connection, and asks to open another one. Every field may be missing."""
+    """The server is about to close this connection, and asks the client to open another one.
+
+    The server may leave out every field.
+    """
 
     advice: float | None = None
-    """How long to wait before that, in seconds, as told: infinity is possible. None where nothing readable was told."""
+    """How long to wait before opening the other connection, in seconds, as sent; may be infinite.
+
+    None if the server sent no readable value.
+    """
     resume_supported: bool | None = None
     """Whether the server promises to resume from a cursor."""
-    connection_id: str | None = None
-    """The server's name for this connection. Maximum 256 characters."""
     deadline: str | None = None
-    """When the server means to close this one, as told, by its own clock. Maximum 256 characters."""
+    """When the server will close this connection, as sent, by the server's clock. Maximum length in characters: 256."""
 
 
 @attrs.frozen(kw_only=True)
 class Ignored:
-    """A frame that is neither of the others; the connection lives on."""
+    """A frame that is neither an event nor a known control message. The connection stays open."""
 
     kind: Literal["malformed", "control", "unknown"]
-    """No JSON object, a control message that is not known, or a frame without a type or a content."""
+    """Not a JSON object; an unknown control message; or a frame without a type or without content."""
     why: str
-    """The reason in words. It repeats nothing of the frame."""
+    """The reason, as text. It contains nothing of the frame."""
     type: str | None = None
-    """The type that the frame names. Maximum 256 characters."""
+    """The type that the frame names. Maximum length in characters: 256."""
 
 
 Decoded = Heartbeat | Draining | Event | Ignored
 """Everything that `decode` can return."""
 
-_HEARTBEAT: Final = Heartbeat()
-
 
 class _Payload(msgspec.Struct, gc=False):
-    workflow_id: str | None = msgspec.field(default=None, name="workflowId")
+    workflow_id: str | None = msgspec.field(default=None, name=WORKFLOW_FIELD)
 
 
 class _Envelope(msgspec.Struct, gc=False):
-    # A field of another kind fails, and the frame is read by way of _Loose. Arrays and objects are never built here:
-    # what is read of a payload is declared, since that is what makes msgspec skip all else.
+    # Every field that is read of a frame. A value of another kind makes the decoder fail; such a frame is read through
+    # _Loose. Arrays and objects are never built here: msgspec skips everything that is not declared.
     type: str | None = None
     event_type: str | None = msgspec.field(default=None, name="eventType")
     id: str | int | float | None = None
@@ -97,27 +100,20 @@ class _Envelope(msgspec.Struct, gc=False):
     data: _Payload | None = None
     retry_after_ms: int | float | None = msgspec.field(default=None, name="retryAfterMs")
     resume_supported: bool | None = msgspec.field(default=None, name="resumeSupported")
-    connection_id: str | None = msgspec.field(default=None, name="connectionId")
     deadline_at: str | None = msgspec.field(default=None, name="deadlineAt")
 
 
+_FIELDS: Final = tuple((field.name, field.encode_name) for field in msgspec.structs.fields(_Envelope))
+"""Each field of an envelope: its attribute, and its name on the wire."""
+_PAYLOADS: Final = frozenset({"message", "data"})
 _NOTHING: Final = msgspec.Raw(b"null")
 
-
-class _Loose(msgspec.Struct, gc=False):
-    # The same fields as JSON text: an odd one must not make the frame unreadable, and is not parsed either.
-    type: msgspec.Raw = _NOTHING
-    event_type: msgspec.Raw = msgspec.field(default=_NOTHING, name="eventType")
-    id: msgspec.Raw = _NOTHING
-    timestamp: msgspec.Raw = _NOTHING
-    cursor: msgspec.Raw = msgspec.field(default=_NOTHING, name="_cursor")
-    message: msgspec.Raw = _NOTHING
-    data: msgspec.Raw = _NOTHING
-    retry_after_ms: msgspec.Raw = msgspec.field(default=_NOTHING, name="retryAfterMs")
-    resume_supported: msgspec.Raw = msgspec.field(default=_NOTHING, name="resumeSupported")
-    connection_id: msgspec.Raw = msgspec.field(default=_NOTHING, name="connectionId")
-    deadline_at: msgspec.Raw = msgspec.field(default=_NOTHING, name="deadlineAt")
-
+# The same fields as JSON text: an unexpected value must not make the frame unreadable, and is not parsed either.
+_Loose: Final[Any] = msgspec.defstruct(
+    "_Loose",
+    [(name, msgspec.Raw, msgspec.field(default=_NOTHING, name=wire_name)) for name, wire_name in _FIELDS],
+    gc=False,
+)
 
 _read_envelope: Final = msgspec.json.Decoder(_Envelope).decode
 _read_loosely: Final = msgspec.json.Decoder(_Loose).decode
@@ -127,9 +123,9 @@ _read_payload: Final = msgspec.json.Decoder(_Payload).decode
 def decode(message: str | bytes) -> Decoded:
     """Read a frame. Never raises, whatever *message* is.
 
-    An `Event` is a frame that names a type and carries an id, a ``message``
-    or ``data``, however odd they are. Bytes are taken for UTF-8: a server
-    that switches to binary messages is still understood.
+    A frame that names a type and carries an id, a ``message`` or ``data``
+    becomes an `Event`, whatever the values are. Bytes are read as UTF-8, so
+    a server that switches to binary messages is still understood.
     """
     try:
         frame = _compact(message)
@@ -148,7 +144,7 @@ def decode(message: str | bytes) -> Decoded:
 
 
 def _decode_by_python(frame: str | bytes) -> Decoded:
-    """Read what only Python's own parser takes. It builds the whole frame."""
+    """Read a frame that only Python's own parser accepts. That parser builds the whole frame."""
     try:
         envelope = _envelope_of(parse_json(frame))
     except RecursionError:
@@ -160,24 +156,15 @@ def _decode_by_python(frame: str | bytes) -> Decoded:
     return _interpret(envelope, frame)
 
 
-def _loose_envelope(fields: _Loose) -> _Envelope:
-    return _Envelope(
-        _scalar(fields.type),
-        _scalar(fields.event_type),
-        _scalar(fields.id),
-        _scalar(fields.timestamp),
-        _scalar(fields.cursor),
-        _read_loose_payload(fields.message),
-        _read_loose_payload(fields.data),
-        _scalar(fields.retry_after_ms),
-        _scalar(fields.resume_supported),
-        _scalar(fields.connection_id),
-        _scalar(fields.deadline_at),
-    )
+def _loose_envelope(fields: Any) -> _Envelope:
+    values: dict[str, Any] = {
+        name: (_read_loose_payload if name in _PAYLOADS else _scalar)(getattr(fields, name)) for name, _ in _FIELDS
+    }
+    return _Envelope(**values)
 
 
 def _scalar(field: msgspec.Raw) -> Any:
-    """Parse a field; None for an array or an object, which names nothing."""
+    """Parse a field; None for an array or an object, which cannot be a name, an id or a number."""
     return None if bytes(memoryview(field)[:1]) in b"[{" else msgspec.json.decode(field)
 
 
@@ -186,12 +173,12 @@ def _read_loose_payload(field: msgspec.Raw) -> _Payload | None:
         return None
     try:
         return _read_payload(field)
-    except msgspec.MsgspecError:  # an array, or a workflow id that is no string
+    except msgspec.MsgspecError:  # an array, or a workflow id that is not a string
         return _Payload()
 
 
 def _compact(message: str | bytes) -> str | bytes:
-    """Give the frame as an ASCII string, else as valid UTF-8.
+    """Convert a frame to an ASCII string if possible, else to valid UTF-8.
 
     Parsing a string that is not ASCII would leave a second copy of it, in
     UTF-8, attached to it.
@@ -205,25 +192,20 @@ def _compact(message: str | bytes) -> str | bytes:
 def _envelope_of(frame: object) -> _Envelope:
     if not isinstance(frame, dict):
         raise TypeError(f"expected an object, not {json_kind(frame)}")
-    return _Envelope(
-        frame.get("type"),
-        frame.get("eventType"),
-        frame.get("id"),
-        frame.get("timestamp") if isinstance(frame.get("timestamp"), (str, int, float)) else None,
-        frame.get("_cursor"),
-        _payload_of(frame.get("message")),
-        _payload_of(frame.get("data")),
-        frame.get("retryAfterMs"),
-        frame.get("resumeSupported"),
-        frame.get("connectionId"),
-        frame.get("deadlineAt"),
-    )
+    values: dict[str, Any] = {
+        name: (_payload_of if name in _PAYLOADS else _scalar_of)(frame.get(wire_name)) for name, wire_name in _FIELDS
+    }
+    return _Envelope(**values)
+
+
+def _scalar_of(value: object) -> Any:
+    return None if isinstance(value, (dict, list)) else value
 
 
 def _payload_of(payload: object) -> _Payload | None:
     if payload is None:
         return None
-    workflow_id = payload.get("workflowId") if isinstance(payload, dict) else None
+    workflow_id = payload.get(WORKFLOW_FIELD) if isinstance(payload, dict) else None
     return _Payload(workflow_id if isinstance(workflow_id, str) else None)
 
 
@@ -231,7 +213,7 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
     event_type, kind = envelope.event_type, envelope.type
     if not (type(event_type) is str and event_type and event_type.isascii()) and not _names(event_type):
         event_type = None
-        if _names(kind) and kind != "heartbeat" and not kind.startswith("control."):
+        if _names(kind) and kind not in _READERS and not kind.startswith(_CONTROL):
             event_type = kind
     if event_type is not None:
         event_id = _identifier(envelope.id)
@@ -261,44 +243,39 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
                 return Event(f"cursor:{cursor}", event_type, time, cursor, "cursor", frame, workflow_id)
             else:
                 identity = frame if place is None else place
-            # Of an id or a cursor that is too long, not of the frame: another frame may repeat it.
+            # The digest of an overlong id or cursor, not of the frame: a repeat may come in a different frame.
             return Event(f"digest:{_digest(identity)}", event_type, time, cursor, "digest", frame, workflow_id)
-    # A control message that names itself twice stays one: its ``type`` counts where there is no event.
+    # A control message may have an ``eventType``, too: its ``type`` counts, because the frame carries no event.
     name = kind if _names(kind) else event_type
     if name is None:
         return Ignored(kind="unknown", why="it names no type")
-    if name == "heartbeat":
-        return _HEARTBEAT
-    if name == "control.draining":
-        return Draining(
-            advice=_seconds(envelope.retry_after_ms),
-            resume_supported=envelope.resume_supported if isinstance(envelope.resume_supported, bool) else None,
-            connection_id=_cut(envelope.connection_id) if _names(envelope.connection_id) else None,
-            deadline=_cut(envelope.deadline_at) if _names(envelope.deadline_at) else None,
-        )
-    if name.startswith("control."):
-        return Ignored(kind="control", why="a control message that is not known", type=_cut(name))
+    read = _READERS.get(name)
+    if read is not None:
+        return read(envelope)
+    if name.startswith(_CONTROL):
+        return Ignored(kind="control", why="an unknown control message", type=_cut(name))
     return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=_cut(name))
 
 
 def event_from_log(row: Mapping[str, object]) -> Event | None:
-    """Make an event of a row of the notification log; None if the row does not say which event it is.
+    """Make an event from a row of the notification log; None if the row does not identify its event.
 
-    A row's ``payload`` may be the payload or the whole event. It is taken for
-    the whole event only if it names the row's event type: payloads have ids
-    and types of their own.
+    A row's ``payload`` is the payload or the whole event. It counts as the
+    whole event only if it names the row's event type, because payloads have
+    ids and types of their own.
     """
     payload = row.get("payload")
     if isinstance(payload, str):
-        with contextlib.suppress(ValueError, RecursionError):  # else it is a payload that is a string
+        with contextlib.suppress(ValueError, RecursionError):  # a payload that is a string
             payload = parse_json(payload)
     frame: dict[str, object]
     if isinstance(payload, dict) and _is_whole_event(payload, row.get("eventType")):
         frame = {name: value for name, value in payload.items() if name != "_cursor"}
     else:
         frame = {"eventType": row.get("eventType"), "id": row.get("eventId"), "message": payload}
-        if row.get("workflowId") is not None and isinstance(payload, dict) and "workflowId" not in payload:
-            frame["message"] = {"workflowId": row.get("workflowId"), **payload}
+        workflow_id = row.get("workflowId")
+        if workflow_id is not None and isinstance(payload, dict) and WORKFLOW_FIELD not in payload:
+            frame["message"] = {WORKFLOW_FIELD: workflow_id, **payload}
     frame.setdefault("timestamp", row.get("createdAt"))
     try:
         event = decode(json.dumps(frame))
@@ -317,14 +294,14 @@ def _is_whole_event(payload: dict[str, object], event_type: object) -> bool:
 
 
 def _names(value: object) -> TypeGuard[str]:
-    """Tell whether *value* is a string that can name something: not empty, and possible to write down."""
+    """Whether *value* is a string that can be a name: not empty, and possible to encode."""
     if not isinstance(value, str) or not value:
         return False
     return value.isascii() or _encodable(value)
 
 
 def _encodable(value: str) -> bool:
-    # JSON can spell a lone surrogate; no database, file or log takes one.
+    # JSON can express a lone surrogate; databases, files and logs cannot store one.
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -333,7 +310,7 @@ def _encodable(value: str) -> bool:
 
 
 def _identifier(value: object) -> str | None:
-    """Read an id or a cursor: a string, or an integer that somebody forgot to quote."""
+    """Read an id or a cursor: a string, or an integer, which counts as its decimal digits."""
     if _names(value):
         return value
     if not isinstance(value, int) or isinstance(value, bool) or value.bit_length() > _MAX_BITS:
@@ -356,30 +333,68 @@ def _seconds(milliseconds: object) -> float | None:
         seconds = milliseconds / 1000
     except OverflowError:
         seconds = math.inf if milliseconds > 0 else -math.inf
-    # Not a number compares as false.
+    # NaN compares as false.
     return seconds if seconds >= 0 else None
 
 
 def subscribe(team_id: str, cursor: str | None) -> str:
-    """Write the frame that subscribes to the channel of *team_id*, from *cursor* where one is known."""
+    """Make the frame that subscribes to the channel of *team_id*, from *cursor* on if it is not None."""
     frame = {"action": "subscribe", "channel": team_id}
     if cursor is not None:
         frame["lastCursor"] = cursor
     return json.dumps(frame, separators=(",", ":"))
 
 
-def compare_cursors(a: str, b: str) -> int | None:
-    """Compare two cursors.
+@attrs.frozen
+class ControlMessage:
+    """A kind of message that controls the connection and carries no event."""
 
-    Both must have the form ``<integer>-<integer>``; their text says nothing
-    about their order (``1742-10`` is after ``1742-9``).
+    name: str
+    """The name on the wire: in ``type`` from the server, in ``action`` from the client."""
+    documentation: str
+    """What the sender says with the message."""
+    fields: tuple[str, ...]
+    """The fields on the wire beside the name that are read or written."""
+    read: Callable[[_Envelope], Decoded] | None = None
+    """Makes the object that `decode` returns; None for messages that only the client sends."""
+    write: Callable[..., str] | None = None
+    """Makes the frame; None for messages that only the server sends."""
 
-    Returns:
-        A number below, equal to or above zero, as *a* is before, at or after
-        *b*; None when they cannot be compared.
-    """
-    left, right = _CURSOR.fullmatch(a), _CURSOR.fullmatch(b)
-    if left is None or right is None:
-        return None
-    first, second = (int(left[1]), int(left[2])), (int(right[1]), int(right[2]))
-    return (first > second) - (first < second)
+
+_HEARTBEAT: Final = Heartbeat()
+
+
+def _read_heartbeat(_envelope: _Envelope) -> Heartbeat:
+    return _HEARTBEAT
+
+
+def _read_draining(envelope: _Envelope) -> Draining:
+    return Draining(
+        advice=_seconds(envelope.retry_after_ms),
+        resume_supported=envelope.resume_supported if isinstance(envelope.resume_supported, bool) else None,
+        deadline=_cut(envelope.deadline_at) if _names(envelope.deadline_at) else None,
+    )
+
+
+CONTROL_MESSAGES: Final = {
+    one.name: one
+    for one in (
+        ControlMessage("heartbeat", "The server is alive.", (), read=_read_heartbeat),
+        ControlMessage(
+            "control.draining",
+            "The server is about to close the connection, and asks the client to open another one.",
+            ("retryAfterMs", "resumeSupported", "deadlineAt"),
+            read=_read_draining,
+        ),
+        ControlMessage(
+            "subscribe",
+            "The client asks for the events of a team, from a cursor on if it has one.",
+            ("channel", "lastCursor"),
+            write=subscribe,
+        ),
+    )
+}
+"""Every control message, by its name on the wire. The server may add further ones, which `decode` ignores."""
+
+_CONTROL: Final = "control."
+_READERS: Final = {one.name: one.read for one in CONTROL_MESSAGES.values() if one.read is not None}

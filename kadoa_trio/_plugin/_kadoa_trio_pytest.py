@@ -1,9 +1,8 @@
 """The fixture ``simulated_kadoa``, as a pytest plugin.
 
-A module of its own at the top of what is installed, and not in the package:
-pytest imports every plugin at every start, and importing the package would
-cost each run of each suite some tenths of a second, also where nothing of it
-is used.
+Installed as a top-level module, outside of the package: pytest imports every
+plugin at every start, and importing the package would cost each run of each
+test suite more than 0.1 seconds, even if the suite does not use the fixture.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 try:
-    # Loaded already where it is installed: it is a plugin, too.
+    # Costs nothing: pytest has already loaded pytest-trio, which is a plugin itself, if it is installed.
     from pytest_trio import trio_fixture as _fixture  # type: ignore[import-untyped,unused-ignore]  # it has no types
 except ImportError:
     _fixture = pytest.fixture
@@ -22,9 +21,9 @@ except ImportError:
 
 @_fixture  # type: ignore[untyped-decorator,unused-ignore]  # pytest-trio has no types
 async def simulated_kadoa() -> AsyncIterator[Any]:  # noqa: ASYNC900  # a fixture
-    """A simulated Kadoa in memory, which clients that are opened without endpoints and key talk to.
+    """A simulated Kadoa in memory, used by all clients that are opened without endpoints and API key.
 
-    Needs pytest-trio. Together with its ``autojump_clock`` everything runs in
+    Needs pytest-trio. Request the fixture ``autojump_clock``, too, to run in
     virtual time.
     """
     from kadoa_trio.testing import open_simulated_kadoa

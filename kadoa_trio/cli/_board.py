@@ -1,7 +1,7 @@
 """The picture of a client: its generations in time, rates, latency, buffer, events, notices.
 
-`Board` takes in what happens and knows no terminal; `Board.lines` draws it
-into so many lines of so many columns.
+`Board` records events and notices, and needs no terminal; `Board.lines` draws
+the picture in a given size.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .._client import Realtime, RealtimeStatistics
 from .._engine._buffer import EventChannelStatistics
 from .._events import Event
 from .._redact import presentable
-from ..notices import AttemptStarted, Connected, Draining, Lost, Notice, Replaced, Retrying, State, Subscribed
-from ._output import event_line, worth_telling
+from ..notices import AttemptStarted, Draining, Live, Lost, Notice, Replaced, Retrying, State, Subscribed
+from ._output import event_line, is_for_people
 
 MIN_SPAN: Final = 15.0
 MAX_SPAN: Final = 120.0
-"""How far back the timeline goes, in seconds: as far as the client does, within these."""
+"""Minimum and maximum span of the timeline, in seconds; between them it spans the life of the client."""
 _MAX_GENERATIONS: Final = 50
 _MAX_LINES: Final = 200
 _MAX_ARRIVALS: Final = 100_000
@@ -46,7 +46,7 @@ class _Generation:
     how: str = ""
 
     def during(self, since: float, until: float) -> str:
-        """Name what it came to between two times, as one character: the shortest life is seen."""
+        """Return the last state that the generation reached between two times, as one character."""
         if until <= self.began or (self.ended is not None and since >= self.ended):
             return " "
         if self.draining is not None and until > self.draining:
@@ -56,22 +56,22 @@ class _Generation:
 
 @attrs.define(eq=False)
 class Board:
-    """What is known. All times are of one clock, in seconds."""
+    """The recorded events and notices. All times are in seconds, of one clock."""
 
     started: float
     generations: deque[_Generation] = attrs.field(factory=lambda: deque(maxlen=_MAX_GENERATIONS))
     events: deque[Text] = attrs.field(factory=lambda: deque(maxlen=_MAX_LINES))
     notices: deque[Text] = attrs.field(factory=lambda: deque(maxlen=_MAX_LINES))
     arrivals: deque[tuple[float, float | None]] = attrs.field(factory=lambda: deque(maxlen=_MAX_ARRIVALS))
-    """When an event came, and how old it was."""
+    """Arrival time and age of each recent event."""
     total: int = 0
     captions: deque[Text] = attrs.field(factory=lambda: deque(maxlen=_MAX_LINES))
-    """What else is told, of a demo for example."""
+    """Further lines, such as those of the demo."""
 
-    # ---- taking in ---------------------------------------------------------------------------------------------
+    # ---- recording ---------------------------------------------------------------------------------------------
 
     def event(self, event: Event, now: float, wall: float) -> None:
-        """Take an event in that arrived at *now*, when the wall clock showed *wall*."""
+        """Record an event that arrived at *now*, when the wall clock showed *wall*."""
         self.total += 1
         age = None if event.timestamp is None or event.from_log else max(0.0, wall - event.timestamp.timestamp())
         self.arrivals.append((now, age))
@@ -80,26 +80,26 @@ class Board:
         self.events.append(Text(event_line(event), no_wrap=True))
 
     def notice(self, notice: Notice, now: float) -> None:
-        """Take a notice in."""
+        """Record a notice."""
         match notice:
             case AttemptStarted(generation=number):
                 self.generations.append(_Generation(number, now))
-            case Subscribed() | Connected() | Draining() | Lost() | Replaced() | Retrying():
+            case Subscribed() | Live() | Draining() | Lost() | Replaced() | Retrying():
                 self._follow(notice, now)
             case _:
                 pass
-        if worth_telling(notice):
+        if is_for_people(notice):
             style = "red" if notice.level >= 40 else "yellow" if notice.level >= 30 else ""
             self.notices.append(
                 Text(f"{notice.at.astimezone():%H:%M:%S}  {presentable(str(notice), 300)}", style=style, no_wrap=True)
             )
 
-    def _follow(self, notice: Subscribed | Connected | Draining | Lost | Replaced | Retrying, now: float) -> None:
+    def _follow(self, notice: Subscribed | Live | Draining | Lost | Replaced | Retrying, now: float) -> None:
         one = next((one for one in reversed(self.generations) if one.number == notice.generation), None)
         if one is None:
             return
         match notice:
-            case Connected():
+            case Live():
                 one.live = now
             case Draining():
                 one.draining = now
@@ -109,13 +109,13 @@ class Board:
                 one.ended, one.how = now, why
 
     def caption(self, text: str, style: str = "") -> None:
-        """Take a line in that is told as it stands."""
+        """Record a line that is shown unchanged."""
         self.captions.append(Text(text, style=style, no_wrap=True))
 
     # ---- drawing -----------------------------------------------------------------------------------------------
 
     def lines(self, realtime: Realtime, now: float, width: int, height: int) -> list[Text]:
-        """Draw *height* lines of at most *width* columns: what matters most stands first, and stays in a small view."""
+        """Draw *height* lines of at most *width* columns. The most important lines come first."""
         client, channel = realtime.statistics(), realtime.events.statistics()
         found = [self._header(client, now)]
         found += self._timeline(now, width, rows=max(1, min(6, height // 4)))
@@ -131,7 +131,7 @@ class Board:
             found += [_rule("events", width), *events, _rule("notices", width), *news]
         elif left > 0 and not captions:
             found += list(self.events)[-left:]
-        # Copies: a line that is cut for a narrow window is whole again in a wide one.
+        # Cut copies, so that the whole lines are still available for a wider window.
         found = [line.copy() for line in found[:height]]
         for line in found:
             line.truncate(width, overflow="ellipsis")
@@ -167,7 +167,7 @@ class Board:
         return found
 
     def _rates(self, now: float, width: int) -> Text:
-        """Draw events a second and their ages."""
+        """Draw the rate of events and their latency."""
         minute = [(at, age) for at, age in self.arrivals if at > now - 60]
         ten = sum(at > now - 10 for at, _ in minute) / 10
         text = Text(f"events/s  {ten:.1f} (10 s)  {len(minute) / 60:.1f} (1 min)  ", no_wrap=True)
@@ -191,7 +191,7 @@ def _buffers(client: RealtimeStatistics, channel: EventChannelStatistics) -> Tex
         f"buffer  {channel.buffered_events} of {channel.max_buffered_events}", style="yellow" if full > 0.5 else ""
     )
     text.append(f"   unsettled  {channel.unsettled} of {channel.max_unsettled}")
-    if channel.tasks_waiting_room:
+    if channel.tasks_waiting_space:
         text.append("   READING PAUSED", style="bold red")
     if client.unsaved:
         text.append(f"   unsaved  {client.unsaved}")
@@ -206,10 +206,10 @@ def _rule(title: str, width: int) -> Text:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, seconds_left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    return f"{days} d {hours:02}:{minutes:02}" if days else f"{hours}:{minutes:02}:{rest:02}"
+    return f"{days} d {hours:02}:{minutes:02}" if days else f"{hours}:{minutes:02}:{seconds_left:02}"
 
 
 def _short(seconds: float) -> str:

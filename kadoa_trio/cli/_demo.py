@@ -1,4 +1,4 @@
-"""``kadoa-trio demo``: the client through a bad quarter of a minute, on loopback, with an account of it."""
+"""``kadoa-trio demo``: the client survives faults of a simulated Kadoa on loopback, and every event is counted."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _HEIGHT = 24
 
 @attrs.define(eq=False)
 class Account:
-    """What was sent, what arrived, and what is told about it."""
+    """The events that were sent and received, and the lines that are shown meanwhile."""
 
     board: Board | None
-    """None: it is told line by line."""
+    """None prints line by line."""
     started: float = attrs.field(factory=trio.current_time)
     published: list[PublishedEvent] = attrs.field(factory=list)
     received: list[str] = attrs.field(factory=list)
@@ -48,7 +48,7 @@ class Account:
 async def demo(seconds: float, *, plain: bool) -> int:
     """Run the demo for about *seconds*; return 0 if every event arrived once and in order, else 1."""
     drawn = not plain and sys.stdout.isatty() and colours(1)
-    # Half-seconds stand for the half-minutes of a real server.
+    # All times are about 60 times shorter than those of Kadoa.
     async with (
         open_simulated_kadoa(loopback=True, heartbeat_interval=0.25) as kadoa,
         open_realtime(
@@ -71,7 +71,7 @@ async def demo(seconds: float, *, plain: bool) -> int:
 
 async def _run(account: Account, kadoa: SimulatedKadoa, realtime: Realtime, seconds: float) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell, account, realtime)
+        nursery.start_soon(_show_notices, account, realtime)
         nursery.start_soon(_consume, account, realtime)
         await _trouble(account, kadoa, seconds)
         account.last = account.published[-1].id
@@ -79,9 +79,9 @@ async def _run(account: Account, kadoa: SimulatedKadoa, realtime: Realtime, seco
             account.complete.set()
         with trio.move_on_after(_PATIENCE):
             await account.complete.wait()
-        # Late repetitions would show now.
+        # Repeated events would arrive now.
         await trio.sleep(0.3)
-        nursery.cancel_scope.cancel(reason="the demo is over")
+        nursery.cancel_scope.cancel(reason="the demo has ended")
 
 
 async def _consume(account: Account, realtime: Realtime) -> None:
@@ -93,20 +93,20 @@ async def _consume(account: Account, realtime: Realtime) -> None:
             account.complete.set()
 
 
-async def _tell(account: Account, realtime: Realtime) -> None:
+async def _show_notices(account: Account, realtime: Realtime) -> None:
     async for notice in realtime.notices:
         if account.board is not None:
             account.board.notice(notice, trio.current_time())
         if not isinstance(notice, (AttemptStarted, Stable)):
-            account.say("client", _in_words(notice))
+            account.say("client", _line(notice))
 
 
-def _in_words(notice: Notice) -> str:
+def _line(notice: Notice) -> str:
     return f"! {notice}" if isinstance(notice, Lost) and not notice.expected else f"  {notice}"
 
 
 async def _publish(account: Account, kadoa: SimulatedKadoa, seconds: float) -> None:
-    """Publish at a steady rate for so long."""
+    """Publish at a steady rate for *seconds*."""
     until = trio.current_time() + seconds
     while trio.current_time() < until:
         account.published.append(kadoa.publish(timestamp=datetime.now(UTC)))
@@ -114,7 +114,7 @@ async def _publish(account: Account, kadoa: SimulatedKadoa, seconds: float) -> N
 
 
 async def _trouble(account: Account, kadoa: SimulatedKadoa, seconds: float) -> None:
-    """Publish all the time, and have one thing after the other go wrong."""
+    """Publish all the time, and let one fault after the other happen."""
     rng = random.Random()
     scenes = (_drain, _silence, _reset_under_load, _drain_and_die, _failing_tokens, _replacement_dies)
     span = seconds / (len(scenes) + 1)
@@ -135,12 +135,12 @@ async def _newest(kadoa: SimulatedKadoa) -> SimulatedConnection:
 
 
 async def _drain(account: Account, kadoa: SimulatedKadoa) -> None:
-    account.say("server", "# redeploys: a drain notice, and 1001 a second later")
+    account.say("server", "# is deployed anew: sends a drain notice, and closes with 1001 one second later")
     (await _newest(kadoa)).drain(300, close_after=1.0)
 
 
 async def _silence(account: Account, kadoa: SimulatedKadoa) -> None:
-    account.say("server", "# loses its power: the connection stays open, and nothing comes any more")
+    account.say("server", "# loses its power: the connection stays open, and nothing arrives")
     (await _newest(kadoa)).go_silent()
 
 
@@ -151,7 +151,7 @@ async def _reset_under_load(account: Account, kadoa: SimulatedKadoa) -> None:
 
 
 async def _drain_and_die(account: Account, kadoa: SimulatedKadoa) -> None:
-    account.say("server", "# sends a drain notice and dies long before the advised five seconds")
+    account.say("server", "# sends a drain notice with a delay of five seconds, and resets the connection after 0.2")
     connection = await _newest(kadoa)
     connection.drain(5_000)
     await trio.sleep(0.2)
@@ -167,7 +167,7 @@ async def _failing_tokens(account: Account, kadoa: SimulatedKadoa) -> None:
 
 
 async def _replacement_dies(account: Account, kadoa: SimulatedKadoa) -> None:
-    account.say("server", "# drains, and resets the replacement as soon as it has subscribed")
+    account.say("server", "# sends a drain notice, and resets the replacement as soon as it has subscribed")
     kadoa.heal()
     connection = await _newest(kadoa)
     kadoa.faults.accept_then_reset = True
@@ -198,5 +198,5 @@ def _verdict(account: Account, kadoa: SimulatedKadoa, realtime: Realtime) -> int
         flush=True,
     )
     if not perfect:
-        say("the demo found a fault; please report it with the account above")
+        say("the demo found a fault of the client; please report it, with the output above")
     return 0 if perfect else 1

@@ -1,4 +1,4 @@
-"""``kadoa-trio forward``: every event to a webhook endpoint, or dead letters again."""
+"""``kadoa-trio forward``: post every event to a webhook endpoint, or post dead letters again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ async def forward(
         try:
             await follow(source, limit, forwarder.forward)
         finally:
-            say(f"{forwarder.delivered} delivered, {forwarder.dead} put aside, {forwarder.failures} failed attempts")
+            say(f"{forwarder.delivered} delivered, {forwarder.dead} dead letters, {forwarder.failures} failed attempts")
     if forwarder.dead:
-        say(f"`kadoa-trio forward --replay {dead_letters} URL` sends what was put aside again")
+        say(f"`kadoa-trio forward --replay {dead_letters} URL` posts the dead letters again")
     return 0
 
 
 async def replay(file: str, url: str, *, timeout: float, max_attempts: int | None) -> int:
-    """Post dead letters again; the exit code is 1 if some are left."""
+    """Post dead letters again; the exit code is 1 if some could not be delivered."""
     async with _open(url, timeout, max_attempts, file) as forwarder:
         done = await forwarder.replay(file)
     unreadable = f", {done.unreadable} of them unreadable" if done.unreadable else ""

@@ -1,4 +1,4 @@
-"""``kadoa-trio listen``: one line an event."""
+"""``kadoa-trio listen``: one line per event."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .._client import open_realtime
 from .._events import Event
 from .._redact import Secret, revealed
 from .._stores import SQLiteCursorStore
-from ._output import Output, Summary, event_line, tell
+from ._output import Output, Summary, event_line, say_notices
 
 Format = Literal["auto", "text", "json"]
 
 
 @attrs.frozen(kw_only=True)
 class Source:
-    """Which events a command takes, and where it goes on."""
+    """Which events a command receives, and where it resumes."""
 
     api_key: Secret | None = None
     types: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Source:
     repair_gaps: bool = False
 
     def options(self) -> dict[str, object]:
-        """Give the options of `open_realtime`."""
+        """Return the options for `open_realtime`."""
         return {
             "event_types": self.types or None,
             "workflow_ids": self.workflows or None,
@@ -39,7 +39,7 @@ class Source:
             "cursor_store": None if self.store is None else SQLiteCursorStore(self.store),
             "consumer": self.consumer,
             "repair_gaps": self.repair_gaps,
-            # Who only looks on says nothing to the server about what was handled.
+            # A command without a position is read-only: it must not tell the server what was handled.
             "acknowledge": self.store is not None,
         }
 
@@ -50,20 +50,21 @@ async def follow(
     handle: Callable[[Event], Awaitable[object]],
     *beside: Callable[[trio.CancelScope], Awaitable[object]],
 ) -> None:
-    """Handle events one by one until cancelled or *limit* is reached; each is settled when it is handled.
+    """Handle events one by one until cancelled or *limit* is reached. An event is settled after *handle* returns.
 
     Args:
-        source: which events.
-        limit: how many at most.
-        handle: called with each.
-        beside: run meanwhile; given what ends it all.
+        source: the events to receive.
+        limit: maximum number of events; None for no limit.
+        handle: called with each event.
+        beside: run at the same time; called with the scope whose
+            cancellation ends the command.
     """
     summary = Summary()
     async with (
         open_realtime(revealed(source.api_key), **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(tell, realtime)
+        nursery.start_soon(say_notices, realtime)
         for task in beside:
             nursery.start_soon(task, nursery.cancel_scope)
         try:
@@ -74,12 +75,12 @@ async def follow(
                     realtime.events.settle()
                     break
         finally:
-            summary.tell(realtime)
+            summary.say(realtime)
         nursery.cancel_scope.cancel(reason="done")
 
 
 async def listen(source: Source, *, limit: int | None, form: Format) -> int:
-    """Print events to stdout, and what happens to the connection to stderr, until cancelled or *limit* is reached."""
+    """Print events to stdout, and notices to stderr, until cancelled or *limit* is reached."""
     output = Output()
     text = output.terminal if form == "auto" else form == "text"
 
@@ -89,7 +90,7 @@ async def listen(source: Source, *, limit: int | None, form: Format) -> int:
 
     async def leave_with_reader(scope: trio.CancelScope) -> None:
         await output.wait_closed()
-        scope.cancel(reason="nobody reads the output any more")
+        scope.cancel(reason="the reader of the output has gone")
 
     await follow(source, limit, write, leave_with_reader)
     return 0

@@ -1,9 +1,11 @@
-"""Arguments. Everything that a command does stands in a module of its own."""
+"""The arguments of the commands. Each command is implemented in a module of its own."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,24 +16,28 @@ from urllib.parse import urlsplit
 import click
 from click.shell_completion import get_completion_class
 
+from .._events import EVENT_TYPES
 from .._redact import Secret
 from .._version import __version__
 from ..testing import Schedule
+from ..testing._faults import describe_faults
 from . import _demo, _forward, _listen, _setup, _simulate, _watch
 from ._listen import Source
 from ._output import LogFormatter
 from ._run import explain, run
 
 _EPILOG = """\b
-Exit codes: 0 done, 1 a fault, 2 used wrongly, 130 Ctrl-C, 143 SIGTERM.
-Data goes to stdout, news to stderr. NO_COLOR is respected.
+Exit codes: 0 success, 1 error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+Data goes to stdout, messages to stderr. NO_COLOR is respected.
 """
+_TYPES = "\n".join(f"  {one.name:<22}{one.documentation}" for one in EVENT_TYPES.values())
+_FAULTS = describe_faults("  {kind:<12}{does}", "\n              Duration: {seconds}.")
 
 
 def run_command(argv: Sequence[str] | None) -> int:
     """Run the command with *argv*, and return its exit code."""
     try:
-        # Not standalone: click would end the process with codes of its own.
+        # Not standalone, because click would end the process with exit codes of its own.
         code = kadoa_trio_command.main(
             args=None if argv is None else list(argv), prog_name="kadoa-trio", standalone_mode=False
         )
@@ -61,35 +67,56 @@ class _ScheduleType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  #
     epilog=_EPILOG,
 )
 @click.version_option(__version__, prog_name="kadoa-trio", message="%(prog)s %(version)s")
-@click.option("-v", "--verbose", count=True, help="Log to stderr; twice: everything (never a secret).")
+@click.option("-v", "--verbose", count=True, help="Log to stderr; -vv logs everything. Logs contain no secret.")
 def kadoa_trio_command(verbose: int) -> None:
     """Kadoa's realtime events in a terminal.
 
-    The API key is read from KADOA_API_KEY or --api-key-file, never from an
-    argument, which every user of the machine could read.
+    The API key is read from KADOA_API_KEY or --api-key-file. It cannot be
+    an argument, because every user of the machine can read arguments.
     """
     if verbose:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(LogFormatter(logging.BASIC_FORMAT))
         logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose > 1 else logging.INFO)
     else:
-        # The commands tell what the log would say.
+        # The commands print notices themselves, so the log would repeat them.
         logging.getLogger("kadoa_trio").addHandler(logging.NullHandler())
 
 
 # ---- options that several commands have ----------------------------------------------------------------------------
 
 
+_MAX_KEY_FILE = 10_000
+"""Maximum length of the file of an API key, in characters."""
+
+
+class _Number(click.FloatRange):
+    """A number in a range; click's own lets NaN pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 def _read_key_file(_ctx: click.Context, _param: click.Parameter, path: str | None) -> Secret | None:
     if path is None:
         return None
     try:
-        text = sys.stdin.read(10_000) if path == "-" else Path(path).read_text(encoding="utf-8")
+        if path == "-":
+            text = sys.stdin.read(_MAX_KEY_FILE + 1)
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(_MAX_KEY_FILE + 1)
     except (OSError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not text"
         raise click.BadParameter(f"{path}: {reason}") from None
+    long = len(text) > _MAX_KEY_FILE
     key = Secret(text.strip())
     del text
+    if long:
+        raise click.BadParameter(f"{path} is longer than {_MAX_KEY_FILE} characters")
     if not key.reveal():
         raise click.BadParameter(f"{path} is empty")
     return key
@@ -102,15 +129,17 @@ _api_key = click.option(
     callback=_read_key_file,
     help="Read the API key from a file (- for stdin) instead of KADOA_API_KEY.",
 )
-_types = click.option("--type", "types", multiple=True, metavar="TYPE", help="Only events of this type; repeatable.")
+_types = click.option(
+    "--type", "types", multiple=True, metavar="TYPE", help="Receive only events of this type; repeatable."
+)
 _workflows = click.option(
-    "--workflow", "workflows", multiple=True, metavar="ID", help="Only events of this workflow; repeatable."
+    "--workflow", "workflows", multiple=True, metavar="ID", help="Receive only events of this workflow; repeatable."
 )
-_limit = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Leave after N events.")
+_limit = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Exit after N events.")
 _repair = click.option(
-    "--repair-gaps", is_flag=True, help="Look possible gaps up in Kadoa's log, and take what was missed from there."
+    "--repair-gaps", is_flag=True, help="Fill possible gaps with events from Kadoa's notification log."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -120,6 +149,16 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return function
 
     return add
+
+
+def _fill_in(**texts: str) -> Callable[[Any], Any]:
+    """Fill texts into the docstring of a command, which is its help."""
+
+    def fill(function: Any) -> Any:
+        function.__doc__ = inspect.cleandoc(function.__doc__ or "").format(**texts)
+        return function
+
+    return fill
 
 
 def _need_key(api_key: Secret | None) -> None:
@@ -132,9 +171,11 @@ def _need_key(api_key: Secret | None) -> None:
 
 @kadoa_trio_command.command()
 @_options(_api_key, _types, _workflows)
-@click.option("--since-cursor", metavar="CURSOR", help="Go on after this cursor.")
-@click.option("--store", metavar="PATH", help="Keep the position in this SQLite file, and go on there the next time.")
-@click.option("--consumer", default="default", show_default=True, metavar="NAME", help="The position's name in it.")
+@click.option("--since-cursor", metavar="CURSOR", help="Resume after this cursor.")
+@click.option("--store", metavar="PATH", help="Save the position in this SQLite file, and resume from it.")
+@click.option(
+    "--consumer", default="default", show_default=True, metavar="NAME", help="Name of the position in the file."
+)
 @_options(_repair, _limit)
 @click.option(
     "--format",
@@ -142,7 +183,7 @@ def _need_key(api_key: Secret | None) -> None:
     type=click.Choice(["auto", "text", "json"]),
     default="auto",
     show_default=True,
-    help="Text is for people, json is one object a line; auto is text in a terminal.",
+    help="text is for people; json is one object per line; auto is text in a terminal, json when piped.",
 )
 def listen(
     api_key: Secret | None,
@@ -155,10 +196,12 @@ def listen(
     limit: int | None,
     form: _listen.Format,
 ) -> int:
-    """Print one line for each event, until Ctrl-C.
+    """Print one line per event: text in a terminal, JSON when piped.
 
-    With --store an event counts as handled when its line is written: killed
-    at any moment, the next run goes on there.
+    With --store, an event is settled when its line has been written, and
+    the next run resumes after the last settled event, even if this run was
+    killed. Without --store, read-only: saves no position and acknowledges
+    nothing.
 
     \b
     Examples:
@@ -168,7 +211,7 @@ def listen(
     """
     _need_key(api_key)
     if since_cursor is not None and store is not None:
-        raise click.UsageError("--since-cursor and --store both say where to go on; use one of them")
+        raise click.UsageError("--since-cursor and --store exclude each other: both say where to resume")
     source = Source(
         api_key=api_key,
         types=types,
@@ -184,9 +227,9 @@ def listen(
 @kadoa_trio_command.command()
 @_options(_api_key, _types, _workflows)
 def watch(api_key: Secret | None, types: tuple[str, ...], workflows: tuple[str, ...]) -> int:
-    """Show connections, rates, latency, buffer, events and notices, in the whole terminal.
+    """Show connections, rates, latency, buffer, events and notices in the whole terminal.
 
-    It only looks on: nothing is kept, and nothing acknowledged.
+    Read-only: saves no position and acknowledges nothing.
 
     \b
     Example:
@@ -202,26 +245,32 @@ def watch(api_key: Secret | None, types: tuple[str, ...], workflows: tuple[str, 
 @click.option(
     "--store",
     metavar="PATH",
-    help="Keep the position in this SQLite file. Default: positions.db in the user's application directory.",
+    help="Save the position in this SQLite file. Default: positions.db in the user's application directory.",
 )
-@click.option("--no-store", is_flag=True, help="Keep no position: begin with what is sent from now on.")
-@click.option("--consumer", metavar="NAME", help="The position's name in it. Default: one for each URL.")
+@click.option("--no-store", is_flag=True, help="Save no position: begin with the events that are sent from now on.")
+@click.option("--consumer", metavar="NAME", help="Name of the position in the file. Default: one for each URL.")
 @_repair
 @click.option(
     "--max-attempts",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Put an event aside after N failed attempts. Default: try for ever.",
+    help="Write an event to the dead letters after N failed attempts. Default: retry without end.",
 )
 @click.option(
     "--dead-letters",
     default="dead-letters.jsonl",
     show_default=True,
     metavar="PATH",
-    help="Where events are put aside, one JSON object a line.",
+    help="File of the dead letters, one JSON object per line.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Of an attempt, in s.")
-@click.option("--replay", metavar="FILE", help="Send the dead letters of FILE again, and nothing else.")
+@click.option(
+    "--timeout",
+    type=_Number(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Maximum duration of an attempt, in seconds.",
+)
+@click.option("--replay", metavar="FILE", help="Post the dead letters of FILE again, and exit.")
 @_limit
 def forward(
     url: str,
@@ -238,11 +287,12 @@ def forward(
     replay: str | None,
     limit: int | None,
 ) -> int:
-    """Post every event to URL in the shape of Kadoa's webhooks.
+    """Post every event to URL in the format of Kadoa's webhooks.
 
-    The body is JSON, the header X-Kadoa-Event names the type. An event is
-    done when a 2xx answers; everything else is tried again with backoff, in
-    order. Restarted, it goes on where it stood.
+    The body is JSON; the header X-Kadoa-Event names the event type. An
+    event is settled when the answer is 2xx. Every other answer is retried
+    with backoff, in the order of the events. The next run resumes after
+    the last settled event.
 
     \b
     Examples:
@@ -280,17 +330,18 @@ def forward(
 
 @kadoa_trio_command.command()
 @_api_key
-@click.option("--event", "events", multiple=True, required=True, metavar="TYPE", help="An event type; repeatable.")
+@click.option("--event", "events", multiple=True, required=True, metavar="TYPE", help="Event type to send; repeatable.")
 @click.option(
     "--workflow",
     "workflows",
     multiple=True,
     metavar="ID",
-    help="Only for this workflow; repeatable. Default: the whole workspace.",
+    help="Send only events of this workflow; repeatable. Default: the whole workspace.",
 )
-@click.option("--enable", is_flag=True, help="Enable settings that are disabled, with all of their channels.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
+@click.option("--enable", is_flag=True, help="Enable disabled settings, too. This also enables their other channels.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
 @_json
+@_fill_in(types=_TYPES)
 def setup(
     api_key: Secret | None,
     events: tuple[str, ...],
@@ -299,11 +350,16 @@ def setup(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Make the workspace send events to realtime clients.
+    """Configure the workspace to send events to realtime clients.
 
-    Finds or makes its WebSocket channel, and the settings for the event
-    types. Settings keep the channels that they have; nothing is changed
-    where all is in place.
+    Creates the WebSocket channel and the settings for the event types,
+    where they do not exist, and adds the channel to existing settings.
+    Other channels of a setting are not changed. A disabled setting is left
+    disabled, with a warning; --enable enables it anyway.
+
+    \b
+    Event types:
+    {types}
 
     \b
     Examples:
@@ -317,10 +373,10 @@ def setup(
 @kadoa_trio_command.command("send-test")
 @click.argument("event_type", metavar="TYPE")
 @_api_key
-@click.option("--workflow", metavar="ID", help="The workflow that the event is about.")
+@click.option("--workflow", metavar="ID", help="Workflow that the event is about.")
 @_json
 def send_test(event_type: str, api_key: Secret | None, workflow: str | None, as_json: bool) -> int:
-    """Have Kadoa send a mock event to all channels of its type; print its id.
+    """Ask Kadoa to send a mock event to all channels of its type; print the event's id.
 
     \b
     Example:
@@ -332,24 +388,25 @@ def send_test(event_type: str, api_key: Secret | None, workflow: str | None, as_
 
 @kadoa_trio_command.command()
 @_api_key
-@click.option("--event", default="workflow_finished", show_default=True, metavar="TYPE", help="The test event's type.")
-@click.option("--workflow", metavar="ID", help="The workflow that the test event is about.")
+@click.option("--event", default="workflow_finished", show_default=True, metavar="TYPE", help="Type of the test event.")
+@click.option("--workflow", metavar="ID", help="Workflow that the test event is about.")
 @click.option("--no-test-event", is_flag=True, help="Send no test event.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=_Number(min=0.1),
     default=30.0,
     show_default=True,
-    help="For the first frame and for the test event, in seconds each.",
+    help="Maximum wait for the first frame, and for the test event, in seconds.",
 )
 @_json
 def doctor(
     api_key: Secret | None, event: str, workflow: str | None, no_test_event: bool, timeout: float, as_json: bool
 ) -> int:
-    """Find out why no events come: every step, its time, a verdict, and what to do next.
+    """Find out why no events arrive: test every step of a connection.
 
-    At the end Kadoa is asked for a test event, which goes to all channels of
-    its type, people's mailboxes included.
+    Prints for each step its result, its duration, and what to do if it
+    failed. The last step asks Kadoa for a test event, which goes to all
+    channels of its type, including e-mail; --no-test-event prevents this.
 
     \b
     Examples:
@@ -367,21 +424,34 @@ def doctor(
 
 
 @kadoa_trio_command.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: one that the system chooses.")
 @click.option(
-    "--rate", type=click.FloatRange(min=0, max=10_000), default=1.0, show_default=True, help="Events a second."
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on. Default: chosen by the system."
+)
+@click.option("--rate", type=_Number(min=0, max=10_000), default=1.0, show_default=True, help="Events per second.")
+@click.option(
+    "--fault", "schedule", type=_ScheduleType(), metavar="SCHEDULE", help='Faults: "10 drain, 25 reset, 40 outage 5".'
+)
+@click.option("--repeat", is_flag=True, help="Repeat the schedule.")
+@click.option(
+    "--chaos", type=int, metavar="SEED", help="Random faults for one hour; the same seed draws the same faults."
 )
 @click.option(
-    "--fault", "schedule", type=_ScheduleType(), metavar="SCHEDULE", help='Such as "10 drain, 25 reset, 40 outage 5".'
+    "--every",
+    type=_Number(min=0.1),
+    default=10.0,
+    show_default=True,
+    help="Mean time between two random faults, in seconds.",
 )
-@click.option("--repeat", is_flag=True, help="Begin the schedule again when it is over.")
-@click.option("--chaos", type=int, metavar="SEED", help="Faults at random, for an hour; a seed draws the same again.")
 @click.option(
-    "--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Their mean distance, s."
+    "--heartbeat",
+    type=_Number(min=0.01),
+    default=15.0,
+    show_default=True,
+    help="Time between two heartbeats, in seconds.",
 )
-@click.option("--heartbeat", type=click.FloatRange(min=0.01), default=15.0, show_default=True, help="Interval, in s.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), help="End after so long. Default: with Ctrl-C.")
-@click.option("--env-file", metavar="PATH", help="Write the variables to this file, too, as NAME=value lines.")
+@click.option("--seconds", type=_Number(min=0.1), help="Exit after this time, in seconds. Default: run until Ctrl-C.")
+@click.option("--env-file", metavar="PATH", help="Also write the variables to this file, as NAME=value lines.")
+@_fill_in(faults=_FAULTS)
 def simulate(
     port: int,
     rate: float,
@@ -395,9 +465,12 @@ def simulate(
 ) -> int:
     """Run a simulated Kadoa on this machine, with faults, for any Kadoa client.
 
-    Prints the environment variables that point a client at it. The faults:
-    drain, close, reset, eof, silence, forget, outage, tokens, handshakes,
-    hang, stillborn.
+    Prints the environment variables that make a client use it. A schedule
+    is a list of faults: time, kind, and duration, in seconds.
+
+    \b
+    Kinds of faults:
+    {faults}
 
     \b
     Examples:
@@ -421,14 +494,14 @@ def simulate(
 
 
 @kadoa_trio_command.command()
-@click.option("--seconds", type=click.FloatRange(6, 3600), default=15.0, show_default=True, help="How long.")
-@click.option("--plain", is_flag=True, help="Line by line, also in a terminal.")
+@click.option("--seconds", type=_Number(6, 3600), default=15.0, show_default=True, help="Duration, in seconds.")
+@click.option("--plain", is_flag=True, help="Print line by line, even in a terminal.")
 def demo(seconds: float, plain: bool) -> int:
-    """Watch the client survive a bad quarter of a minute, on this machine only.
+    """Show how the client survives the faults of a simulated Kadoa, on this machine only.
 
-    Runs a simulated Kadoa and the real client against it, over real sockets,
-    through drains, resets, silences and failing tokens. The exit code is 0
-    only if every event arrived once and in order.
+    Runs a simulated Kadoa and a client that is connected to it over real
+    sockets, with drains, resets, silent connections and refused tokens. The
+    exit code is 0 only if every event arrived once and in order.
 
     \b
     Example:
@@ -440,7 +513,7 @@ def demo(seconds: float, plain: bool) -> int:
 @kadoa_trio_command.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), required=False)
 def completion(shell: str | None) -> int:
-    """Print a script that completes this command in a shell.
+    """Print a script that lets a shell complete this command.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What is written where: data to stdout without blocking Trio, news to stderr, colours only for a terminal."""
+"""Output: data to stdout without blocking Trio, messages to stderr, colours in a terminal only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import click
 import trio
 
 from .._client import Realtime
-from .._events import Event, Message, WorkflowDataChange, WorkflowFailed, WorkflowFinished, WorkflowRecovered
+from .._events import (
+    Event,
+    Message,
+    OtherMessage,
+    WorkflowDataChange,
+    WorkflowFailed,
+    WorkflowFinished,
+    WorkflowRecovered,
+)
 from .._redact import presentable
 from ..notices import Notice
 
@@ -28,25 +36,25 @@ _MAX_LINE = 2_000
 
 
 def say(text: str) -> None:
-    """Tell something on stderr, in one line: nothing in *text* reaches a terminal as a server or a file wrote it."""
+    """Print a message to stderr, in one line. Control characters in *text* never reach the terminal."""
     print(f"kadoa-trio: {presentable(text, _MAX_LINE)}", file=sys.stderr, flush=True)
 
 
 class LogFormatter(logging.Formatter):
-    """Keeps the message of a record in one printable line; libraries below log what servers send."""
+    """Formats a record in one printable line, because libraries log texts that servers send."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Format a record without its traceback, which is ours and keeps its lines."""
+        """Format a record without its traceback. The traceback is added later, with its line breaks."""
         return presentable(super().formatMessage(record), _MAX_LINE)
 
 
 def colours(descriptor: int) -> bool:
-    """Tell whether to colour what is written to a file descriptor. See https://no-color.org."""
+    """Return whether output to a file descriptor is coloured. See https://no-color.org."""
     return os.isatty(descriptor) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class Output:
-    """Stdout. A reader that is slow holds up the writer, and nothing else."""
+    """Standard output. A slow reader blocks the writing task only, not the event loop."""
 
     def __init__(self) -> None:
         sys.stdout.flush()
@@ -55,19 +63,19 @@ class Output:
         self.colours: bool = colours(self._descriptor)
 
     async def write(self, line: str) -> None:
-        """Write a line, all of it. Cancellation abandons the write.
+        """Write a whole line. Cancellation abandons the write.
 
         Raises:
-            BrokenPipeError: the reader has gone.
+            BrokenPipeError: the reader has closed the pipe.
         """
-        # In a thread, and past Python's buffer, whose lock an abandoned thread would keep until the exit.
+        # In a thread, and without Python's buffer, whose lock an abandoned thread would hold until the exit.
         data = (line + "\n").encode(errors="backslashreplace")
         await trio.to_thread.run_sync(_write_all, self._descriptor, data, abandon_on_cancel=True)
 
     async def wait_closed(self) -> None:
-        """Wait until the reader of a pipe has gone, where the system tells; else for ever."""
+        """Wait until the reader has closed the pipe; for ever on systems other than Linux, and without a pipe."""
         if sys.platform == "linux" and stat.S_ISFIFO(os.fstat(self._descriptor).st_mode):
-            # The writing end of a pipe is "readable" when it is broken, and only then.
+            # The writing end of a pipe becomes "readable" only when the reading end is closed.
             await trio.lowlevel.wait_readable(self._descriptor)
         else:
             await trio.sleep_forever()
@@ -79,21 +87,21 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-async def tell(realtime: Realtime) -> None:
-    """Tell on stderr what happens to the connection."""
+async def say_notices(realtime: Realtime) -> None:
+    """Print the client's notices to stderr."""
     async for notice in realtime.notices:
-        if worth_telling(notice):
+        if is_for_people(notice):
             say(str(notice))
 
 
-def worth_telling(notice: Notice) -> bool:
-    """Tell whether a notice is for people."""
+def is_for_people(notice: Notice) -> bool:
+    """Return whether a notice is shown to people: not if it is for debugging."""
     return notice.level >= logging.INFO
 
 
 def event_line(event: Event, *, coloured: bool = False) -> str:
-    """Write an event in one line for people: when, what, which workflow, and the one thing that matters."""
-    # Nothing that a server sends reaches a terminal as it came: it could hold control characters.
+    """Format an event as one line for people: time, type, workflow, and the most important detail."""
+    # No text of the server is printed unchanged, because it may contain control characters.
     workflow = presentable(event.workflow_id or "-", 40)
     kind = f"{presentable(event.type, 40):<20}"
     if coloured:
@@ -103,17 +111,17 @@ def event_line(event: Event, *, coloured: bool = False) -> str:
 
 
 def when(event: Event) -> str:
-    """Write an event's time, in the zone of the machine."""
+    """Format an event's time, in the time zone of the machine."""
     if event.timestamp is None:
         return f"{'(no time)':<19}"
     try:
         return event.timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except (OverflowError, ValueError, OSError):  # a year that the zone does not reach
+    except (OverflowError, ValueError, OSError):  # a year that the time zone does not support
         return event.timestamp.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def detail(message: Message) -> str:
-    """Say the one thing that matters about a message."""
+    """Format the most important detail of a message; empty for a class that has no format here."""
     match message:
         case WorkflowFailed(reason=reason):
             return presentable(reason, 200)
@@ -129,17 +137,19 @@ def detail(message: Message) -> str:
             return f"{len(differences)} difference{'' if len(differences) == 1 else 's'}" + (
                 f": {each}" if each else ""
             )
-    return "" if message.untyped_because is None else f"not typed: {presentable(message.untyped_because, 120)}"
+        case OtherMessage(untyped_because=str(reason)):
+            return f"not typed: {presentable(reason, 120)}"
+    return ""
 
 
 class Summary:
-    """What a run came to, told at its end however it ends."""
+    """Counts the events of a command, and prints a summary when the command ends, for whatever reason."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self.events = 0
 
-    def tell(self, realtime: Realtime) -> None:
+    def say(self, realtime: Realtime) -> None:
         statistics = realtime.statistics()
         seconds = time.monotonic() - self._began
         parts = [

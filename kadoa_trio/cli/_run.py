@@ -1,6 +1,6 @@
-"""From a command to an exit code: signals, faults in one line, and the end of a pipe.
+"""From a command to an exit code: signals, errors in one line, and closed pipes.
 
-0 done, 1 a fault, 2 used wrongly, 130 Ctrl-C, 143 SIGTERM.
+0 success, 1 error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Command = Callable[[], Awaitable[int]]
 
 
 def run(command: Command) -> int:
-    """Run a command in Trio until it ends or a signal does; return the exit code."""
+    """Run a command in Trio until it ends or a signal ends it; return the exit code."""
     try:
         return trio.run(_until_signal, command)
     except BaseExceptionGroup as group:
@@ -32,14 +32,14 @@ def run(command: Command) -> int:
 
 
 async def _until_signal(command: Command) -> int:
-    # Not by KeyboardInterrupt, which Python may raise in a place that swallows it.
+    # Signals are received as events, because Python may raise KeyboardInterrupt in a place that swallows it.
     code: int | None = None
     caught: list[int] = []
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, signals, nursery.cancel_scope, caught)
             code = await command()
-            nursery.cancel_scope.cancel(reason="the command is done")
+            nursery.cancel_scope.cancel(reason="the command has ended")
     if code is None:
         return 128 + caught[0]
     return code
@@ -48,14 +48,14 @@ async def _until_signal(command: Command) -> int:
 async def _watch(signals: AsyncIterator[int], scope: trio.CancelScope, caught: list[int]) -> None:
     async for number in signals:
         caught.append(number)
-        # Leaving takes a moment, in which the last position is saved. Who cannot wait for it signals again.
+        # Leaving takes up to some seconds, because the last position is saved. A second signal ends the process at once.
         signal.signal(number, signal.SIG_DFL)
         scope.cancel(reason=signal.Signals(number).name)
         return
 
 
 def explain(fault: BaseException) -> int:
-    """Say what went wrong in one line, and return the exit code; what no user can have caused is raised."""
+    """Print an error in one line, and return the exit code. Raises errors that only a bug can cause."""
     match fault:
         case KeyboardInterrupt():
             return 130
@@ -70,13 +70,13 @@ def explain(fault: BaseException) -> int:
             say(str(fault))
             return 2
         case AuthenticationError():
-            say(f"{fault}. Is KADOA_API_KEY right? `kadoa-trio doctor` looks closer.")
+            say(f"{fault}. Check KADOA_API_KEY; `kadoa-trio doctor` tests each step of a connection.")
             return 1
         case KadoaError():
             say(str(fault))
             return 1
         case BrokenPipeError():
-            # `| head` has enough. Python would complain once more when it flushes at exit.
+            # `| head` has closed the pipe. Python would print a second error when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 0
         case OSError():

@@ -1,4 +1,4 @@
-"""``kadoa-trio setup``, ``send-test`` and ``doctor``: the workspace behind the stream."""
+"""``kadoa-trio setup``, ``send-test`` and ``doctor``: the workspace that sends the events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def setup(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Make what is missing; tell what was done, or would be."""
+    """Create the missing channel and settings; print what was done, or would be done."""
     async with open_notifications(revealed(api_key)) as notifications:
         plan = await plan_streaming(notifications, events, workflows, enable=enable)
         channel = plan.channel
@@ -44,11 +44,11 @@ async def setup(
         say(f"warning: {presentable(warning, 500)}")
     for setting in plan.in_place:
         where = "the whole workspace" if setting.workflow_id is None else f"workflow {setting.workflow_id}"
-        click.echo(f"in place: {presentable(f'{setting.event_type} of {where}', 200)}")
+        click.echo(f"exists: {presentable(f'{setting.event_type} of {where}', 200)}")
     for step in plan.steps:
         click.echo(f"{'would' if dry_run else 'done:'} {presentable(str(step), 500)}")
     if not plan.steps:
-        click.echo("nothing to do")
+        click.echo("nothing to change")
     return 0
 
 
@@ -64,23 +64,23 @@ def _plan_as_json(plan: StreamingPlan, *, dry_run: bool, channel: str | None) ->
 
 
 async def send_test(api_key: Secret | None, event_type: str, workflow: str | None, *, as_json: bool) -> int:
-    """Have Kadoa send a mock event; print its id."""
+    """Ask Kadoa to send a mock event; print the event's id."""
     async with open_notifications(revealed(api_key)) as notifications:
         event_id = await notifications.send_test(event_type, workflow_id=workflow)
     if as_json:
         click.echo(json.dumps({"eventType": event_type, "workflowId": workflow, "eventId": event_id}))
     else:
-        click.echo(presentable(event_id or "(Kadoa named no id)", 100))
+        click.echo(presentable(event_id or "(Kadoa returned no id)", 100))
     return 0
 
 
 async def doctor(
     api_key: Secret | None, *, test_event: str | None, workflow: str | None, timeout: float, as_json: bool
 ) -> int:
-    """Look at every step of a connection; the exit code is 1 if one fails."""
+    """Test every step of a connection; the exit code is 1 if one fails."""
     coloured = colours(1)
 
-    def tell(step: DiagnosisStep) -> None:
+    def show(step: DiagnosisStep) -> None:
         if as_json:
             return
         mark, colour = _MARKS[step.verdict]
@@ -92,9 +92,7 @@ async def doctor(
             click.echo(f"{'':<25}{presentable(step.advice, 500)}")
 
     if test_event is not None and not as_json:
-        say(
-            f"a {test_event} test event will be sent at the end, to all of its channels (--no-test-event leaves it out)"
-        )
+        say(f"the last step sends a {test_event} test event to all of its channels; --no-test-event prevents this")
     began = trio.current_time()
     diagnosis = await diagnose(
         revealed(api_key),
@@ -102,12 +100,12 @@ async def doctor(
         workflow_id=workflow,
         heartbeat_timeout=timeout,
         event_timeout=timeout,
-        on_step=tell,
+        on_step=show,
     )
     if as_json:
         click.echo(json.dumps(_diagnosis_as_json(diagnosis)))
     else:
-        verdict = "all is well" if diagnosis.ok else "something is wrong"
+        verdict = "all steps succeeded" if diagnosis.ok else "a step failed"
         say(f"{verdict}, after {trio.current_time() - began:.1f} s")
     return 0 if diagnosis.ok else 1
 

@@ -1,4 +1,4 @@
-"""``kadoa-trio simulate``: a Kadoa on this machine, with faults by schedule, for any client."""
+"""``kadoa-trio simulate``: a simulated Kadoa on this machine, with scheduled faults, for any client."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import attrs
 import click
 import trio
 
+from .._events import EVENT_TYPES
 from ..testing import Schedule, SimulatedKadoa, open_simulated_kadoa
 from ._output import say
 
-_TYPES = ("workflow_finished", "workflow_data_change", "workflow_failed", "workflow_recovered")
+_TYPES = tuple(EVENT_TYPES)
 API_KEY = "simulated-api-key"
-"""The key that the simulated Kadoa takes: no secret, and the same every time, so that a client can stay."""
+"""The API key of the simulated Kadoa: not a secret, and the same in every run, so that a client survives a restart."""
 
 
 async def simulate(
@@ -30,7 +31,7 @@ async def simulate(
     seconds: float | None,
     env_file: str | None,
 ) -> int:
-    """Serve until cancelled, or for so many *seconds*."""
+    """Serve until cancelled, or for *seconds*."""
     async with open_simulated_kadoa(loopback=True, heartbeat_interval=heartbeat, port=port) as kadoa:
         kadoa.api_key = API_KEY
         for name, value in kadoa.environment.items():
@@ -38,15 +39,15 @@ async def simulate(
         if env_file is not None:
             lines = "".join(f"{name}={value}\n" for name, value in kadoa.environment.items())
             await trio.Path(env_file).write_text(lines)
-        say("set these in the shell of any Kadoa client; Ctrl-C ends the simulation")
+        say("set these variables for any Kadoa client; Ctrl-C ends the simulation")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_tell, kadoa)
+            nursery.start_soon(_say_subscriptions, kadoa)
             if rate:
                 nursery.start_soon(_publish, kadoa, rate)
             nursery.start_soon(_play, kadoa, schedule, repeat)
             with trio.move_on_after(math.inf if seconds is None else seconds):
                 await trio.sleep_forever()
-            nursery.cancel_scope.cancel(reason="the time is over")
+            nursery.cancel_scope.cancel(reason="the duration has passed")
     return 0
 
 
@@ -57,11 +58,11 @@ async def _publish(kadoa: SimulatedKadoa, rate: float) -> None:
         kadoa.publish(rng.choice(_TYPES), workflow_id=f"wf_{rng.randrange(1, 6)}", timestamp=datetime.now(UTC))
 
 
-async def _tell(kadoa: SimulatedKadoa) -> None:
+async def _say_subscriptions(kadoa: SimulatedKadoa) -> None:
     for number in itertools.count(1):
         connection = await kadoa.wait_subscribed(number)
         cursor = "without a cursor" if connection.last_cursor is None else f"from {connection.last_cursor}"
-        say(f"connection {number}: subscribed {cursor}; {len(kadoa.published)} events so far")
+        say(f"connection {number}: subscribed {cursor}; {len(kadoa.published)} events published so far")
 
 
 async def _play(kadoa: SimulatedKadoa, schedule: Schedule, repeat: bool) -> None:
@@ -74,5 +75,5 @@ async def _play(kadoa: SimulatedKadoa, schedule: Schedule, repeat: bool) -> None
                 nursery.start_soon(kadoa.play, Schedule((attrs.evolve(fault, at=0.0),)))
         if not repeat:
             return
-        # A schedule that is all at once would be repeated without a breath.
+        # A pause, because a schedule whose faults are all at 0 s would be repeated without end.
         await trio.sleep(1.0)

@@ -1,4 +1,4 @@
-"""``kadoa-trio watch``: the board, live, in a whole terminal."""
+"""``kadoa-trio watch``: the board, live, in the whole terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REFRESH = 0.25
 
 
 class Picture:
-    """The board as rich wants it: drawn anew for the size that the terminal has."""
+    """The board as an object that rich can print, in the current size of the terminal."""
 
     def __init__(self, board: Board, realtime: Realtime, *, height: int | None = None) -> None:
         self._board = board
@@ -35,7 +35,7 @@ class Picture:
 
 
 async def watch(source: Source) -> int:
-    """Show a client until cancelled. What it shows is settled."""
+    """Show a client until cancelled. An event is settled when it is shown."""
     if not sys.stdout.isatty():
         raise click.UsageError("watch needs a terminal; `kadoa-trio listen` writes to pipes and files")
     summary = Summary()
@@ -49,31 +49,31 @@ async def watch(source: Source) -> int:
                     summary.events += 1
                 nursery.cancel_scope.cancel(reason="the stream has ended")
         finally:
-            summary.tell(realtime)
+            summary.say(realtime)
     return 0
 
 
 async def follow_notices(board: Board, realtime: Realtime) -> None:
-    """Take the notices of a client in."""
+    """Record the notices of a client."""
     async for notice in realtime.notices:
         board.notice(notice, trio.current_time())
 
 
 @asynccontextmanager
 async def drawing(board: Board, realtime: Realtime, *, screen: bool, height: int | None = None) -> AsyncIterator[None]:
-    """Draw the board four times a second for the length of a block, and give the terminal back after it."""
+    """Draw the board four times a second for the duration of a block, then restore the terminal."""
     picture = Picture(board, realtime, height=height)
     with _live(picture, screen=screen) as live:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_refresh, live)
             yield
-            nursery.cancel_scope.cancel(reason="nothing more to draw")
+            nursery.cancel_scope.cancel(reason="the block has ended")
         live.refresh()
 
 
 @contextmanager
 def _live(picture: Picture, *, screen: bool) -> Iterator[Live]:
-    # Drawn by us and not by rich's own thread, which would read the client while it changes.
+    # Without rich's own thread, which would read the client while it changes.
     with Live(picture, console=Console(), screen=screen, auto_refresh=False, redirect_stdout=False) as live:
         yield live
 

@@ -1,4 +1,4 @@
-"""A Kadoa to test against: in memory on Trio's virtual clock, or on loopback for any client.
+"""A simulated Kadoa for tests: in memory on Trio's virtual clock, or on loopback for any client.
 
 ::
 
@@ -17,9 +17,9 @@ from ._builders import workflow_failed as workflow_failed
 from ._builders import workflow_finished as workflow_finished
 from ._builders import workflow_recovered as workflow_recovered
 from ._connection import SimulatedConnection as SimulatedConnection
+from ._faults import FaultKind as FaultKind
 from ._model import Faults as Faults
 from ._model import PublishedEvent as PublishedEvent
-from ._schedule import FaultKind as FaultKind
 from ._schedule import Schedule as Schedule
 from ._schedule import ScheduledFault as ScheduledFault
 from ._simulator import SimulatedKadoa as SimulatedKadoa

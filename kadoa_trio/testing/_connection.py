@@ -1,46 +1,69 @@
-"""One client's connection, from the simulated server's side."""
+"""One client's connection, on the simulated server's side."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import trio
 import trio_websocket
 
-from ._model import PublishedEvent
+from ._model import Faults, PublishedEvent, Stream
 from ._streams import FaultyStream
 
-if TYPE_CHECKING:
-    from ._simulator import SimulatedKadoa
-
 _CLOSE_TIMEOUT = 5.0
-_UNSET = object()
 
 _Action = Callable[[trio_websocket.WebSocketConnection], Awaitable[object]]
 
 
-class SimulatedConnection:
-    """A WebSocket that a client has opened. Made by `SimulatedKadoa`; every fault is a call."""
+class Server(Protocol):
+    """What a connection needs of its server. `SimulatedKadoa` is one; its users do not call the methods."""
 
-    def __init__(self, kadoa: SimulatedKadoa, number: int, stream: FaultyStream) -> None:
+    faults: Faults
+    stream: Stream
+    team_id: str
+    heartbeat_interval: float
+    handshakes: int
+
+    def _start(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run a task that outlives the connection."""
+
+    def _spend(self, counter: str, faulty: bool) -> bool:
+        """Return whether a request meets a fault, and count it in the field *counter* of `Faults`."""
+        ...
+
+    def _token_is_good(self, path: str) -> bool:
+        """Return whether the path of a handshake holds a valid token."""
+        ...
+
+    def _connection_subscribed(self, connection: SimulatedConnection) -> None:
+        """Take note of a connection that has subscribed."""
+
+    def _connection_ended(self, connection: SimulatedConnection) -> None:
+        """Take note of the end of a connection. Called once for each."""
+
+
+class SimulatedConnection:
+    """A WebSocket that a client has opened. Made by `SimulatedKadoa`; every fault is a method."""
+
+    def __init__(self, kadoa: Server, number: int, stream: FaultyStream) -> None:
         self._kadoa = kadoa
         self._stream = stream
         self._scope = trio.CancelScope()
         self._send, self._receive = trio.open_memory_channel[_Action](10_000_000)
         self._waiting: list[PublishedEvent] | None = None
         self.number = number
-        """Which one it is, from 1, of all that were ever made."""
+        """The number of this connection, counted from 1 over all connections."""
         self.opened_at: float = trio.current_time()
         self.subscribed: bool = False
         self.last_cursor: str | None = None
         """The cursor that the client subscribed with."""
         self.received: list[Any] = []
-        """Everything that the client has sent, parsed."""
+        """Every message that the client has sent, parsed."""
         self.sent: list[PublishedEvent] = []
-        """Every event that was sent, the repeated ones again."""
+        """Every event that was sent; repeated events are listed again."""
         self.draining: bool = False
         self.open: bool = True
         self.client_close_code: int | None = None
@@ -65,10 +88,15 @@ class SimulatedConnection:
         resume_supported: Any = True,
         omit: tuple[str, ...] = (),
     ) -> None:
-        """Send a drain notice; with *close_after*, close with 1001 so many seconds later, as Kadoa does.
+        """Send a drain notice, as Kadoa does before a deployment.
 
-        The values may be anything that JSON can say, and *omit* leaves fields
-        out by their names on the wire.
+        Args:
+            retry_after_ms: the field ``retryAfterMs``; any JSON value.
+            close_after: close the connection with 1001 after this time, in
+                seconds; None to leave it open.
+            deadline_at: the field ``deadlineAt``; any JSON value.
+            resume_supported: the field ``resumeSupported``; any JSON value.
+            omit: fields to leave out, by their names on the wire.
         """
         self.draining = True
         notice = {
@@ -98,7 +126,7 @@ class SimulatedConnection:
         self._queue(close)
 
     def reset(self) -> None:
-        """Break the connection at once, as a TCP reset does."""
+        """Break the connection immediately, as a TCP reset does."""
         self._forget()
         self._stream.reset()
         self._scope.cancel(reason="reset")
@@ -109,11 +137,11 @@ class SimulatedConnection:
         self._scope.cancel(reason="eof")
 
     def go_silent(self) -> None:
-        """Neither send nor read anything from now on, and keep the connection open: the host is gone."""
+        """Stop sending and reading, and leave the connection open, as a host without power does."""
         self._stream.go_silent()
 
     def send_raw(self, message: str | bytes) -> None:
-        """Send a message as it stands."""
+        """Send a message unchanged."""
         self._queue(lambda ws: ws.send_message(message))
 
     def send_heartbeat(self) -> None:
@@ -121,7 +149,7 @@ class SimulatedConnection:
         self.send_raw(json.dumps({"type": "heartbeat", "timestamp": int(trio.current_time() * 1000)}))
 
     def send_slowly(self, event: PublishedEvent, *, bytes_per_second: float) -> None:
-        """Send an event over a slow link; everything else queues behind it."""
+        """Send an event over a slow link. Everything that is sent later waits for it."""
 
         async def send(ws: trio_websocket.WebSocketConnection) -> None:
             self._stream.rate = bytes_per_second
@@ -134,17 +162,17 @@ class SimulatedConnection:
         self._queue(send)
 
     def deliver(self, event: PublishedEvent) -> None:
-        """Send an event, again or out of turn."""
+        """Send an event, for example a second time or out of order."""
         self.sent.append(event)
         self.send_raw(event.frame)
 
     def hold(self) -> None:
-        """Keep live events back until `release`."""
+        """Hold live events back until `release`."""
         if self._waiting is None:
             self._waiting = []
 
     def release(self) -> None:
-        """Send what was kept back."""
+        """Send the events that were held back."""
         waiting, self._waiting = self._waiting, None
         for event in waiting or ():
             self.deliver(event)
@@ -152,7 +180,7 @@ class SimulatedConnection:
     # ---- what the server does ----------------------------------------------------------------------------------
 
     def live(self, event: PublishedEvent) -> None:
-        """Send an event that has just been published, if the client has subscribed."""
+        """Send a newly published event, if the client has subscribed."""
         if not self.subscribed or not self.open:
             return
         if self._waiting is not None:
@@ -167,19 +195,19 @@ class SimulatedConnection:
     def _forget(self) -> None:
         if self.open:
             self.open = False
-            self._kadoa._gone(self)
+            self._kadoa._connection_ended(self)
 
     async def serve(self) -> None:
-        """Serve the connection until it ends. Nothing that a client does raises."""
+        """Serve the connection until it ends. No behaviour of the client raises."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    # Caught inside of the nursery, which would wrap it.
+                    # Caught inside of the nursery, which would wrap the exception.
                     with contextlib.suppress(
                         trio_websocket.ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError
                     ):
                         await self._handshake(nursery)
-                    self._scope.cancel(reason="it has ended")
+                    self._scope.cancel(reason="the connection has ended")
         finally:
             self._forget()
             with trio.CancelScope(shield=True):
@@ -227,7 +255,7 @@ class SimulatedConnection:
     def _subscribe(self, cursor: str | None) -> None:
         kadoa, faults = self._kadoa, self._kadoa.faults
         self.last_cursor = cursor
-        kadoa._subscribed_one(self)
+        kadoa._connection_subscribed(self)
         if faults.accept_then_reset:
             self.reset()
         elif faults.accept_then_close is not None:
@@ -270,7 +298,7 @@ class SimulatedConnection:
 
 
 class _Guarded:
-    """Stands in for the nursery of trio-websocket's reader, whose failures are the client's doing."""
+    """Replaces the nursery of trio-websocket's reader task, whose exceptions the client causes."""
 
     def __init__(self, nursery: trio.Nursery, scope: trio.CancelScope) -> None:
         self._nursery = nursery
@@ -283,8 +311,8 @@ class _Guarded:
     async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
         try:
             await async_fn(*args)
-        except Exception:  # a client may break a connection in any way it likes
+        except Exception:  # a client may break a connection in any way
             pass
         finally:
-            # A client that is gone before it has asked for anything would be waited for.
+            # Without a deadline, the handshake would wait for a client that has gone before it sent a request.
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + _CLOSE_TIMEOUT)

@@ -1,4 +1,4 @@
-"""The simulated team's stream of events, and what is wrong with the server. No I/O."""
+"""The simulated team's stream of events, and the faults of the server. No I/O."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any, Literal
 import attrs
 
 Spelling = Literal["documented", "sdk", "webhook"]
-"""How a frame is spelt: as on Kadoa's page, as its SDKs type it, or as webhooks do."""
+"""The spelling of a frame: that of Kadoa's page, of its SDKs, or of webhooks."""
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-# Several events share the first number, so that a client that compares cursors as text goes wrong at the tenth.
+# Several events share the first number, so that a client that compares cursors as text fails at the tenth event.
 _EVENTS_PER_TICK = 12
 
 
@@ -24,19 +24,19 @@ class PublishedEvent:
     """An event of the simulated stream."""
 
     number: int
-    """Its place in the stream, from 0."""
+    """The position in the stream, from 0."""
     id: str | None
     type: str
     cursor: str | None
     frame: str = attrs.field(repr=False)
-    """What is sent for it."""
+    """The frame that is sent."""
     published_at: datetime = attrs.field(repr=False)
-    """The wall time at which it was published, as the notification log tells it."""
+    """The wall time at which the event was published, as the notification log shows it."""
 
 
 @attrs.frozen
 class Send:
-    """A try to send an event to a channel. The notification log has one row for each."""
+    """An attempt to send an event to a channel. The notification log has one row for each attempt."""
 
     channel_type: str
     status: str
@@ -54,7 +54,7 @@ class Notified:
 
 @attrs.define
 class Faults:
-    """What is wrong with the server; everything can be changed at any time. A new object means: nothing."""
+    """The faults of the server; every field can be changed at any time. A new object has no fault."""
 
     token_status: int | None = None
     """Answer token requests with this status."""
@@ -62,33 +62,34 @@ class Faults:
     token_body: bytes | None = None
     """Answer token requests with this body."""
     token_failures: int | None = None
-    """So many more token requests meet `token_status`, `token_body` or `token_hang`; None: all."""
+    """Number of further token requests that meet `token_status`, `token_body` or `token_hang`; None for all."""
     token_hang: bool = False
     """Never answer token requests."""
     handshake_status: int | None = None
     """Refuse WebSocket handshakes with this status."""
     handshake_headers: dict[str, str] = attrs.field(factory=dict)
     handshake_failures: int | None = None
-    """So many more handshakes meet `handshake_status` or `handshake_hang`; None: all."""
+    """Number of further handshakes that meet `handshake_status` or `handshake_hang`; None for all."""
     handshake_hang: bool = False
     """Never answer handshakes."""
     refuse_connections: bool = False
-    """Refuse TCP connections, which on loopback means to reset them at once."""
+    """Refuse TCP connections; on loopback they are accepted and immediately reset."""
     accept_then_close: int | None = None
     """Close each connection with this code as soon as it has subscribed."""
     accept_then_reset: bool = False
     """Reset each connection as soon as it has subscribed."""
     refuse_cursors: bool = False
-    """Close with 1008 whoever subscribes with a cursor."""
+    """Close each connection that subscribes with a cursor, with code 1008."""
     ignore_cursors: bool = False
-    """Take a cursor and replay nothing."""
+    """Accept cursors and replay nothing."""
     replay_late: float | None = None
-    """Send a replay so many seconds late, in which live events overtake it."""
+    """Send replays this many seconds late, so that live events overtake them; None sends them immediately."""
     replay_extra: int = 0
-    """Begin a replay so many events earlier than asked."""
+    """Begin replays this many events earlier than the cursor asks for."""
     without_cursors: bool = False
     """Publish events without a cursor."""
     no_heartbeats: bool = False
+    """Send no heartbeats."""
     ack_status: int | None = None
     """Answer acknowledgements with this status."""
     ack_hang: bool = False
@@ -97,38 +98,38 @@ class Faults:
     """Answer requests for the notification log with this status."""
     log_headers: dict[str, str] = attrs.field(factory=dict)
     log_failures: int | None = None
-    """So many more requests for the log meet `log_status`; None: all."""
+    """Number of further requests for the log that meet `log_status`; None for all."""
     log_other_ids: bool = False
-    """The log names events by ids that the socket does not know."""
+    """The log names events by other ids than the socket."""
     log_whole_events: bool = False
-    """The log's payloads are the whole events."""
+    """The payloads of the log are whole events."""
     log_lag: float = 0.0
     """The log shows a row this many seconds after its event, on Trio's clock."""
     log_unnamed: bool = False
-    """The rows of the log do not name their channel; only the settings do."""
+    """The rows of the log do not name their channel."""
     log_oldest_first: bool = False
-    """The log begins with its oldest row, not with its newest."""
+    """The log begins with its oldest row instead of its newest."""
     log_without_total: bool = False
-    """The log does not count its rows."""
+    """The log does not state its number of rows."""
     log_shuffles: int = 0
     """Number of further requests for the log that each see its rows in another order, so that pages miss and repeat rows."""
     api_status: int | None = None
-    """Answer calls of the notifications API, the log left out, with this status."""
+    """Answer calls of the notifications API, except for the log, with this status."""
     api_body: bytes | None = None
-    """Answer calls of the notifications API, the log left out, with this body."""
+    """Answer calls of the notifications API, except for the log, with this body."""
 
 
 @attrs.define(eq=False)
 class Stream:
-    """What was published, and what of it a replay brings."""
+    """The published events, and the part of them that a replay contains."""
 
     events: list[PublishedEvent] = attrs.field(factory=list)
     notified: list[Notified] = attrs.field(factory=list)
-    """What the notification log shows, oldest first."""
+    """The events in the notification log, oldest first."""
     wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    """Gives the aware wall time of the server, for the notification log. Can be replaced."""
+    """Returns the aware wall time of the server, for the notification log. Can be replaced."""
     forgotten: int = 0
-    """So many of the oldest events are kept no more."""
+    """Number of the oldest events that no replay contains."""
 
     def publish(
         self,
@@ -164,19 +165,19 @@ class Stream:
 
         Args:
             event: one of `events`, or one of `elsewhere`.
-            sends: what was sent; each makes a row.
+            sends: the attempts to send; each makes a row.
             at: Trio's time, from which `Faults.log_lag` counts.
         """
         self.notified.append(Notified(event, tuple(sends), at))
 
     def elsewhere(self, event_type: str, message: Any, *, id: str | None = None) -> PublishedEvent:
-        """Make an event that goes to other channels than the socket: it has no place in the stream."""
+        """Make an event for other channels than the socket. It has no position in the stream."""
         event_id = id or f"elsewhere-{len(self.notified)}"
         frame = {"eventType": event_type, "id": event_id, "message": message}
         return PublishedEvent(-1, event_id, event_type, None, json.dumps(frame), self.wall_clock())
 
     def log(self, faults: Faults, now: float, start: datetime | None, end: datetime | None) -> list[dict[str, Any]]:
-        """Give the rows of the notification log between two times that can be seen at Trio's time *now*."""
+        """Return the rows of the notification log between two times that are visible at Trio's time *now*."""
         rows: list[dict[str, Any]] = []
         for place in range(len(self.notified) - 1, -1, -1):
             notified = self.notified[place]
@@ -193,7 +194,7 @@ class Stream:
         return rows
 
     def after(self, cursor: str, *, extra: int = 0) -> Iterator[PublishedEvent]:
-        """Give what is kept after *cursor*, and *extra* events before that."""
+        """Return the events after *cursor*, and *extra* events before them, without the forgotten ones."""
         asked = _parse(cursor)
         if asked is None:
             return
@@ -210,10 +211,10 @@ class Stream:
 
 
 def everywhere(number: int, *, heard: bool) -> list[Send]:
-    """Give what an event of the stream is sent to: the socket, and other channels, some of them with failed tries.
+    """Return where an event of the stream is sent: to the socket and to other channels, some with failed attempts.
 
     Args:
-        number: of the event; it decides about the other channels.
+        number: of the event; it decides on the other channels.
         heard: whether a connection was subscribed.
     """
     sends = [Send("EMAIL", "SENT")]

@@ -1,72 +1,49 @@
-"""Faults at their times: written down, drawn from a seed, or drawn by Hypothesis; and played."""
+"""Schedules of faults: written as text, drawn from a seed or by Hypothesis, and played on a server."""
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, final, get_args
+from typing import Any, final
 
 import attrs
 import trio
 
-if TYPE_CHECKING:
-    from ._simulator import SimulatedKadoa
-
-FaultKind = Literal[
-    "drain", "close", "reset", "eof", "silence", "forget", "outage", "tokens", "handshakes", "hang", "stillborn"
-]
-"""What can go wrong.
-
-* ``drain``: a drain notice on the newest connection, closed with 1001 after its seconds;
-* ``close``, ``reset``, ``eof``, ``silence``: the newest connection, with a
-  close frame (1011), a TCP reset, an end without a word, or not a word more;
-* ``forget``: nothing published so far can be replayed;
-* ``outage``: all connections are reset, and none is accepted for its seconds;
-* ``tokens``, ``handshakes``: answered with 503 for its seconds;
-* ``hang``: token requests are never answered, for its seconds;
-* ``stillborn``: a drain, and every connection that subscribes within its
-  seconds is reset at once.
-"""
-
-_KINDS: Final = frozenset(get_args(FaultKind))
-LASTING: Final = frozenset({"drain", "outage", "tokens", "handshakes", "hang", "stillborn"})
-"""The kinds that take seconds."""
-_FIELDS: Final[dict[str, tuple[str, Any, Any]]] = {
-    "outage": ("refuse_connections", True, False),
-    "tokens": ("token_status", 503, None),
-    "handshakes": ("handshake_status", 503, None),
-    "hang": ("token_hang", True, False),
-    "stillborn": ("accept_then_reset", True, False),
-}
+from ._faults import FAULTS, HARMLESS, FaultKind, FaultTarget, describe_faults
 
 
 @final
 @attrs.frozen
 class ScheduledFault:
-    """A fault at its time.
+    """A fault at a time of a schedule.
 
     Raises:
-        ValueError: the kind is not known, or a number is negative.
+        ValueError: the kind is unknown, or a number is negative.
+
+    The kinds:
     """
 
     at: float
     """Seconds from the beginning of the schedule."""
     kind: FaultKind
-    """``drain``, ``close``, ``reset``, ``eof``, ``silence``, ``forget``, ``outage``, ``tokens``, ``handshakes``, ``hang`` or
-    ``stillborn``."""
+    """What happens; see above."""
     seconds: float = 1.0
-    """How long it lasts; for a drain, after how long the socket is closed. Without meaning for the other kinds."""
+    """Duration of the fault, in seconds; without effect for kinds that have no duration."""
 
     def __attrs_post_init__(self) -> None:
-        if self.kind not in _KINDS:
-            raise ValueError(f"unknown fault {self.kind!r}; known are {', '.join(sorted(_KINDS))}")
+        if self.kind not in FAULTS:
+            raise ValueError(f"unknown fault {self.kind!r}; known are {', '.join(sorted(FAULTS))}")
         if not 0 <= self.at < float("inf") or not 0 <= self.seconds < float("inf"):
             raise ValueError("the times of a fault must be finite and not negative")
 
     def __str__(self) -> str:
-        lasting = f" {self.seconds:g}" if self.kind in LASTING else ""
-        return f"{self.at:g} {self.kind}{lasting}"
+        duration = "" if FAULTS[self.kind].seconds is None else f" {self.seconds:g}"
+        return f"{self.at:g} {self.kind}{duration}"
+
+
+ScheduledFault.__doc__ = f"{inspect.cleandoc(ScheduledFault.__doc__ or '')}\n\n{describe_faults()}\n"
 
 
 def _by_time(faults: Iterable[ScheduledFault]) -> tuple[ScheduledFault, ...]:
@@ -82,19 +59,19 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """Read a schedule: ``"10 drain, 25 reset, 40 outage 5"`` - seconds, kind, and how long.
+        """Read a schedule: ``"10 drain, 25 reset, 40 outage 5"`` - time, kind, and duration, in seconds.
 
-        ``str()`` writes it in the same way.
+        ``str()`` of a schedule gives a text that `parse` reads.
 
         Raises:
-            ValueError: it cannot be read; the text says where.
+            ValueError: the text is not a schedule; the error names the part.
         """
         faults = []
         for part in filter(None, (part.strip() for part in text.replace(";", ",").split(","))):
             words = part.split()
             try:
                 if not 2 <= len(words) <= 3:
-                    raise ValueError("expected seconds and a kind, and perhaps how long")
+                    raise ValueError("expected a time and a kind, and optionally a duration")
                 kind: Any = words[1]
                 faults.append(ScheduledFault(float(words[0]), kind, *map(float, words[2:])))
             except ValueError as exc:
@@ -105,22 +82,21 @@ class Schedule:
     def chaos(
         cls, seed: int, *, seconds: float, every: float = 10.0, kinds: Iterable[FaultKind] | None = None
     ) -> Schedule:
-        """Draw a schedule; the same seed draws the same one.
+        """Draw a random schedule; the same seed draws the same schedule.
 
         Args:
             seed: of the random generator.
-            seconds: how long the schedule is.
-            every: the mean time between two faults, in seconds.
-            kinds: which faults; None for all but ``forget``, after which no
-                client can be complete.
+            seconds: length of the schedule, in seconds.
+            every: mean time between two faults, in seconds.
+            kinds: the kinds to draw from; None for all but ``forget``, after
+                which no client can be complete.
         """
         rng = random.Random(seed)
-        chosen = sorted(_KINDS - {"forget"} if kinds is None else set(kinds))
+        chosen = HARMLESS if kinds is None else sorted(set(kinds))
         faults = []
         now = rng.expovariate(1 / every)
         while now < seconds:
-            kind: Any = rng.choice(chosen)
-            faults.append(ScheduledFault(round(now, 3), kind, round(rng.uniform(0.1, every / 2), 3)))
+            faults.append(ScheduledFault(round(now, 3), rng.choice(chosen), round(rng.uniform(0.1, every / 2), 3)))
             now += rng.expovariate(1 / every)
         return cls(tuple(faults))
 
@@ -129,66 +105,37 @@ class Schedule:
 
     @property
     def length(self) -> float:
-        """When the last fault is over, in seconds."""
-        return max((fault.at + (fault.seconds if fault.kind in LASTING else 0) for fault in self.faults), default=0.0)
+        """When the last fault ends, in seconds from the beginning."""
+        return max(
+            (fault.at + (0 if FAULTS[fault.kind].seconds is None else fault.seconds) for fault in self.faults),
+            default=0.0,
+        )
 
     @trio.lowlevel.enable_ki_protection
-    async def play(self, kadoa: SimulatedKadoa) -> None:
-        """Have the faults, each at its time from now; return when the last one is over.
+    async def play(self, kadoa: FaultTarget) -> None:
+        """Let the faults happen, each at its time from now; return when the last one has ended.
 
-        Faults of one connection find none sometimes, and then do nothing.
-        Being cancelled mends those that last.
+        A fault of the newest connection does nothing while no connection is
+        subscribed. Cancellation ends the faults that last.
         """
         start = trio.current_time()
-        lasting: Counter[str] = Counter()
+        lasting: Counter[FaultKind] = Counter()
         try:
             async with trio.open_nursery() as nursery:
                 for fault in self.faults:
                     await trio.sleep_until(start + fault.at)
-                    _strike(kadoa, fault)
-                    if fault.kind in _FIELDS:
+                    FAULTS[fault.kind].begin(kadoa, fault.seconds)
+                    if FAULTS[fault.kind].state:
                         lasting[fault.kind] += 1
-                        nursery.start_soon(_end, kadoa, fault, lasting)
+                        nursery.start_soon(_end_later, kadoa, fault, lasting)
         finally:
             for kind in +lasting:
-                _mend(kadoa, kind)
-
-
-def _strike(kadoa: SimulatedKadoa, fault: ScheduledFault) -> None:
-    if fault.kind in _FIELDS:
-        name, value, _healthy = _FIELDS[fault.kind]
-        setattr(kadoa.faults, name, value)
-    if fault.kind == "forget":
-        kadoa.forget()
-    if fault.kind == "outage":
-        for connection in list(kadoa.connections):
-            connection.reset()
-    newest = next((one for one in reversed(kadoa.connections) if one.subscribed), None)
-    if newest is None:
-        return
-    match fault.kind:
-        case "drain":
-            newest.drain(min(500, fault.seconds * 500), close_after=fault.seconds)
-        case "stillborn":
-            newest.drain(100, close_after=fault.seconds)
-        case "close":
-            newest.close(1011, "simulated crash")
-        case "reset":
-            newest.reset()
-        case "eof":
-            newest.eof()
-        case "silence":
-            newest.go_silent()
+                FAULTS[kind].end(kadoa)
 
 
 @trio.lowlevel.enable_ki_protection
-async def _end(kadoa: SimulatedKadoa, fault: ScheduledFault, lasting: Counter[str]) -> None:
+async def _end_later(kadoa: FaultTarget, fault: ScheduledFault, lasting: Counter[FaultKind]) -> None:
     await trio.sleep(fault.seconds)
     lasting[fault.kind] -= 1
     if not lasting[fault.kind]:
-        _mend(kadoa, fault.kind)
-
-
-def _mend(kadoa: SimulatedKadoa, kind: str) -> None:
-    name, _value, healthy = _FIELDS[kind]
-    setattr(kadoa.faults, name, healthy)
+        FAULTS[fault.kind].end(kadoa)

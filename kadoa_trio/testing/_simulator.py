@@ -9,7 +9,7 @@ import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import h11
@@ -33,8 +33,8 @@ _MAX_TOKENS = 1_000
 class SimulatedKadoa:
     """A server that speaks Kadoa's documented protocol. Made by `open_simulated_kadoa`.
 
-    Publishing and faults are plain calls: they take effect at once and never
-    wait for a client.
+    Publishing and faults are plain calls: they take effect immediately and
+    never wait for a client.
     """
 
     def __init__(self, nursery: trio.Nursery, heartbeat_interval: float) -> None:
@@ -46,34 +46,39 @@ class SimulatedKadoa:
         self.heartbeat_interval = heartbeat_interval
         """Seconds between heartbeats."""
         self.api_key: str = "key-" + secrets.token_hex(16)
-        """The only key that it takes."""
-        self.team_id = "team-1"
+        """The only API key that the server accepts."""
+        self.team_id: str = "team-1"
+        """The team that every token is for."""
         self.faults: Faults = Faults()
-        """What is wrong at present."""
+        """The faults that are in effect."""
         self.stream: Stream = Stream()
         self.workspace: Workspace = Workspace()
-        """Its channels and settings. They decide about test events; `publish` asks nobody."""
+        """Channels and settings. They decide where `dispatch` and test events go; `publish` ignores them."""
         self.connections: list[SimulatedConnection] = []
         """The open connections, oldest first."""
         self.subscribed: list[SimulatedConnection] = []
-        """Every connection that ever subscribed, in order."""
+        """Every connection that has subscribed, in order."""
         self.acknowledged: list[str] = []
-        """Event ids that were acknowledged."""
+        """Ids of the acknowledged events, in order."""
         self.token_requests: int = 0
+        """Number of token requests."""
         self.log_requests: int = 0
-        self.handshakes = 0
+        """Number of requests for the notification log."""
+        self.handshakes: int = 0
+        """Number of WebSocket handshakes."""
         self.attempt_times: list[float] = []
-        """When each token was asked for, on Trio's clock."""
+        """Time of each token request, on Trio's clock."""
         self.max_open_connections: int = 0
+        """Maximum number of connections that were open at the same time."""
         self.endpoints: Endpoints = Endpoints()
-        """Where it is; give it to the client."""
+        """The server's endpoints, to pass to a client."""
 
     def __repr__(self) -> str:
         return f"<SimulatedKadoa, {len(self.connections)} connections, {len(self.stream.events)} events>"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables that point any Kadoa client here."""
+        """The environment variables that make any Kadoa client use this server."""
         return {
             "KADOA_API_KEY": self.api_key,
             "KADOA_PUBLIC_API_URI": self.endpoints.public_api,
@@ -83,12 +88,16 @@ class SimulatedKadoa:
 
     @property
     def published(self) -> list[PublishedEvent]:
-        """Everything that was published."""
+        """Every published event, in order."""
         return self.stream.events
 
     @property
     def newest(self) -> SimulatedConnection:
-        """The newest open connection that has subscribed; a `LookupError` if there is none."""
+        """The newest open connection that has subscribed.
+
+        Raises:
+            LookupError: no open connection has subscribed.
+        """
         for connection in reversed(self.connections):
             if connection.subscribed:
                 return connection
@@ -112,13 +121,14 @@ class SimulatedKadoa:
         Args:
             event_type: a draft, such as ``workflow_failed(reason="...")``, or
                 the name of an event type.
-            message: the payload; None for that of the draft, or one that is documented.
-            id: the event's id; None for the next one.
-            with_id: False sends none.
-            workflow_id: of the documented payload.
-            timestamp: None for one second after the event before it, from the
-                beginning of 2026 on.
-            spelling: how the frame is spelt.
+            message: the payload; None for the payload of the draft, or for
+                the documented payload of the event type.
+            id: the event's id; None for a new one.
+            with_id: False sends the event without an id.
+            workflow_id: the workflow in the documented payload.
+            timestamp: the event's time; None for one second after the
+                previous event, beginning in 2026.
+            spelling: the spelling of the frame.
         """
         event = self._publish(event_type, message, workflow_id, id, with_id, timestamp, spelling)
         # A list: a Ctrl-C while a generator is closed would be swallowed.
@@ -133,18 +143,19 @@ class SimulatedKadoa:
     def dispatch(
         self, event_type: str | Draft, message: Any = None, *, workflow_id: str | None = None, id: str | None = None
     ) -> PublishedEvent | None:
-        """Have an event happen, and send it to the channels that the workspace's settings name, the socket or others.
+        """Publish an event to the channels that the workspace's settings name, the WebSocket or others.
 
-        Unlike `publish`, which sends to the socket whatever the settings say.
+        `publish`, in contrast, sends to the WebSocket whatever the settings are.
 
         Args:
             event_type: as for `publish`.
             message: as for `publish`.
-            workflow_id: of the documented payload; the workflow's settings win over the workspace's.
+            workflow_id: the workflow in the documented payload; its settings
+                win over the workspace's.
             id: as for `publish`.
 
         Returns:
-            The event, if it went to the socket.
+            The event, if it went to the WebSocket; else None.
         """
         name = event_type.type if isinstance(event_type, Draft) else event_type
         kinds = self.workspace.channel_types(name, workflow_id)
@@ -200,16 +211,16 @@ class SimulatedKadoa:
         return [self.publish(event_type) for _ in range(count)]
 
     def forget(self) -> None:
-        """Keep nothing of what was published so far: no replay brings it."""
+        """Drop every event that was published so far: no replay contains it."""
         self.stream.forget()
 
     def heal(self) -> None:
-        """Mend everything: no faults from now on."""
+        """End all faults."""
         self.faults = Faults()
 
     @sync_context
     def suffering(self, **faults: Any) -> Iterator[None]:
-        """Have faults for the length of a block, such as ``suffering(token_status=503)``."""
+        """Set faults for the duration of a block, such as ``suffering(token_status=503)``."""
         self.faults = Faults(**faults)
         try:
             yield
@@ -218,11 +229,12 @@ class SimulatedKadoa:
 
     @sync_context
     def as_default(self) -> Iterator[None]:
-        """Be the Kadoa of clients that are opened without endpoints and key, for the length of a block.
+        """Make this server the default of clients that are opened without endpoints and API key, for a block.
 
-        It applies to the task that enters the block and to tasks that are
+        This applies to the task that enters the block, and to tasks that are
         started inside of it (a context variable). The environment variables
-        are set, too, for other processes, which reach a Kadoa on loopback.
+        are set, too, for other processes, which reach the server if it is on
+        loopback.
         """
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
@@ -239,33 +251,33 @@ class SimulatedKadoa:
 
     @property
     def subscriptions(self) -> list[tuple[int, str | None]]:
-        """Connection number and cursor of every subscription so far."""
+        """Connection number and cursor of every subscription, in order."""
         return [(connection.number, connection.last_cursor) for connection in self.subscribed]
 
     @property
     def settled(self) -> list[PublishedEvent]:
         """The events that a client has settled, in the order of the stream.
 
-        In memory they are known as they are settled. On loopback they are
-        those that were acknowledged: a client acknowledges at most 200 events
-        a second, none if it is opened with ``acknowledge=False``, and does
-        not repeat an acknowledgement that was lost in an outage.
+        In memory, the server sees each settlement immediately. On loopback,
+        it sees acknowledgements only: a client sends at most 200 of them per
+        second, none if it is opened with ``acknowledge=False``, and does not
+        repeat one that was lost in an outage.
         """
         return [event for event in self.stream.events if event.id in self._settled]
 
     async def wait_settled(self, *events: PublishedEvent) -> None:
-        """Wait until *events* are settled, or, without any, all that were published so far; see `settled`."""
+        """Wait until *events* are settled; without *events*, all that were published so far. See `settled`."""
         await trio.lowlevel.checkpoint()
         wanted = {event.id for event in (events or self.stream.events)}
         while not wanted <= self._settled:
             await self._settlement.wait()
 
     async def play(self, schedule: Schedule) -> None:
-        """Have the faults of a schedule, each at its time from now. Cancellation mends those that last."""
+        """Let the faults of a schedule happen, each at its time from now. Cancellation ends those that last."""
         await schedule.play(self)
 
     async def wait_subscribed(self, count: int) -> SimulatedConnection:
-        """Wait until *count* connections have subscribed since the beginning, and return that one."""
+        """Wait until *count* connections have subscribed since the beginning, and return the last of them."""
         await trio.lowlevel.checkpoint()
         while len(self.subscribed) < count:
             await self._changed.wait()
@@ -277,21 +289,21 @@ class SimulatedKadoa:
     def _start(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         self._nursery.start_soon(async_fn, *args)
 
-    def _saw_settled(self, event_id: str) -> None:
+    def _note_settled(self, event_id: str) -> None:
         self._settled.add(event_id)
         self._settlement.set()
         self._settlement = trio.Event()
 
-    def _subscribed_one(self, connection: SimulatedConnection) -> None:
+    def _connection_subscribed(self, connection: SimulatedConnection) -> None:
         self.subscribed.append(connection)
         self._changed.set()
         self._changed = trio.Event()
 
-    def _gone(self, connection: SimulatedConnection) -> None:
+    def _connection_ended(self, connection: SimulatedConnection) -> None:
         self.connections.remove(connection)
 
     def _spend(self, counter: str, faulty: bool) -> bool:
-        """Tell whether this request meets a fault, of which there may be a limited number."""
+        """Return whether this request meets a fault; a limited number of them is counted down."""
         if not faulty:
             return False
         left: int | None = getattr(self.faults, counter)
@@ -339,7 +351,7 @@ class SimulatedKadoa:
                 return faults.ack_status, {}, b'{"error":"simulated"}'
             try:
                 self.acknowledged.append(json.loads(body)["id"])
-                self._saw_settled(self.acknowledged[-1])
+                self._note_settled(self.acknowledged[-1])
             except (ValueError, KeyError, TypeError):
                 return 400, {}, b'{"error":"no id"}'
             return 200, {}, b"{}"
@@ -361,7 +373,7 @@ class SimulatedKadoa:
         return 404, {}, b'{"error":"not found"}'
 
     def _test(self, event_type: str, workflow_id: str | None) -> str:
-        """Send a mock event, as far as the workspace's settings let it come here."""
+        """Send a mock event to the channels that the workspace's settings name."""
         event_id = str(uuid.uuid4())
         self.dispatch(event_type, workflow_id=workflow_id, id=event_id)
         return event_id
@@ -418,7 +430,7 @@ class SimulatedKadoa:
             elif head:
                 await self._serve_http(served)
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
-            pass  # the client has gone
+            pass  # the client has closed the connection
         finally:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
@@ -457,18 +469,36 @@ class SimulatedKadoa:
             http.start_next_cycle()
 
 
-class _MemoryNetwork(httpx.AsyncBaseTransport):
-    """The way to a simulated Kadoa in memory: no sockets, so that virtual time works."""
+class _Identified(Protocol):
+    """The part of an event that the server needs in order to recognise it."""
+
+    @property
+    def id(self) -> str: ...
+
+
+class _SettlementObserver:
+    """Sees each settlement of a client in memory: acknowledgements come later, and may be lost."""
 
     def __init__(self, kadoa: SimulatedKadoa) -> None:
         self._kadoa = kadoa
+
+    def settled(self, event: _Identified) -> None:
+        self._kadoa._note_settled(event.id)
+
+
+class _MemoryNetwork(httpx.AsyncBaseTransport):
+    """The network of a simulated Kadoa in memory: without sockets, so that virtual time works."""
+
+    def __init__(self, kadoa: SimulatedKadoa) -> None:
+        self._kadoa = kadoa
+        self.settlement_observer = _SettlementObserver(kadoa)
 
     @property
     def http_transport(self) -> object:
         return self
 
     def saw_settled(self, event_id: str) -> None:
-        self._kadoa._saw_settled(event_id)
+        self._kadoa._note_settled(event_id)
 
     async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()
@@ -494,21 +524,22 @@ class _MemoryNetwork(httpx.AsyncBaseTransport):
 async def open_simulated_kadoa(
     *, loopback: bool = False, heartbeat_interval: float = 15.0, port: int = 0
 ) -> AsyncIterator[SimulatedKadoa]:
-    """Run a simulated Kadoa for the length of a block.
+    """Run a simulated Kadoa for the duration of a block.
 
     Args:
-        loopback: listen on a port of 127.0.0.1 that the system chooses, for
-            any client, instead of being reachable in memory only. In memory
-            everything runs on Trio's clock: with a `trio.testing.MockClock`
-            a day passes in a moment.
-        heartbeat_interval: seconds between heartbeats. Default 15, as Kadoa.
+        loopback: listen on a port of 127.0.0.1, for any client. False makes
+            the server reachable in memory only, where everything runs on
+            Trio's clock: with a `trio.testing.MockClock`, a simulated day
+            takes seconds.
+        heartbeat_interval: time between two heartbeats, in seconds. Default:
+            15, as Kadoa's.
         port: on loopback, the port to listen on; 0 lets the system choose.
     """
     error: BaseException | None = None
     try:
         async with trio.open_nursery(strict_exception_groups=True) as nursery:
             kadoa = SimulatedKadoa(nursery, heartbeat_interval)
-            # The nursery must not see an exception of the body: it would wrap it.
+            # The nursery must not see an exception of the body, because it would wrap the exception.
             try:
                 await kadoa._listen(loopback=loopback, port=port)
                 yield kadoa

@@ -1,4 +1,4 @@
-"""Byte streams that can be broken on purpose."""
+"""Byte streams that tests can break."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class FaultyStream(trio.abc.HalfCloseableStream):
         self._on_reset = on_reset
         self._silenced = trio.Event()
         self.rate: float | None = None
-        """Bytes a second that are sent; None: as fast as it goes."""
+        """Maximum rate of sending, in bytes per second; None for no limit."""
 
     @property
     def silent(self) -> bool:
         return self._silenced.is_set()
 
     def go_silent(self) -> None:
-        """Behave like a host that has lost its power: nothing is read, and what is sent goes nowhere."""
+        """Behave like a host without power: read nothing, and drop everything that is sent."""
         self._silenced.set()
 
     def reset(self) -> None:
@@ -72,7 +72,7 @@ class FaultyStream(trio.abc.HalfCloseableStream):
 
 
 class BreakableStream(trio.abc.HalfCloseableStream):
-    """The client's end of a connection in memory: `FaultyStream.reset` on the other end breaks it."""
+    """The client's end of a connection in memory, which `FaultyStream.reset` on the other end breaks."""
 
     def __init__(self, inner: trio.abc.HalfCloseableStream) -> None:
         self._inner = inner

@@ -10,12 +10,11 @@ from typing import Any
 
 import attrs
 
-EVENT_TYPES = (
+from ._builders import BUILDERS
+
+KNOWN_TYPES = (
+    *BUILDERS,
     "workflow_started",
-    "workflow_finished",
-    "workflow_failed",
-    "workflow_recovered",
-    "workflow_data_change",
     "workflow_sample_finished",
     "workflow_export_completed",
     "workflow_validation_anomaly_change",
@@ -25,32 +24,33 @@ EVENT_TYPES = (
     "credits_low",
     "free_trial_ending",
 )
-"""What the API names as known."""
-
-_STREAMED = ("workflow_finished", "workflow_failed", "workflow_recovered", "workflow_data_change")
+"""The event types that the API lists."""
 
 Answer = tuple[int, Mapping[str, Any]]
 
 
 @attrs.define(eq=False)
 class Workspace:
-    """Channels and settings. It begins with a WebSocket channel that the documented event types go to."""
+    """Channels and settings.
+
+    A new workspace has a WebSocket channel, and one setting for each event type with a builder that sends it there.
+    """
 
     channels: list[dict[str, Any]] = attrs.field(factory=list)
     settings: list[dict[str, Any]] = attrs.field(factory=list)
     linked_workflows: set[str] = attrs.field(factory=set)
-    """Ids of workflows with a template, whose settings cannot be changed."""
+    """Ids of workflows that are linked to a template, so that their settings cannot be changed."""
     tests: list[tuple[str, str | None]] = attrs.field(factory=list)
-    """Type and workflow of every test event that was asked for."""
+    """Type and workflow of every test event that was requested."""
     _numbers: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1))
 
     def __attrs_post_init__(self) -> None:
         channel = self.add_channel("WEBSOCKET")
-        for event_type in _STREAMED:
+        for event_type in BUILDERS:
             self.add_setting(event_type, [channel])
 
     def clear(self) -> None:
-        """Begin with nothing, as a new workspace does."""
+        """Remove all channels and settings, as in a workspace that was never set up."""
         self.channels.clear()
         self.settings.clear()
 
@@ -86,18 +86,18 @@ class Workspace:
         return str(setting["id"])
 
     def find(self, event_type: str, workflow_id: str | None) -> dict[str, Any] | None:
-        """Find the setting for an event type at exactly this level."""
+        """Return the setting for an event type at exactly this level."""
         for setting in self.settings:
             if setting["eventType"] == event_type and setting["workflowId"] == workflow_id:
                 return setting
         return None
 
     def streams(self, event_type: str, workflow_id: str | None) -> bool:
-        """Tell whether an event would go to the WebSocket: a workflow's setting wins over the workspace's."""
+        """Return whether an event would go to the WebSocket; a workflow's setting wins over the workspace's."""
         return "WEBSOCKET" in self.channel_types(event_type, workflow_id)
 
     def channel_types(self, event_type: str, workflow_id: str | None) -> list[str]:
-        """Give the types of the channels that an event would go to."""
+        """Return the types of the channels that an event would go to."""
         setting = self.find(event_type, workflow_id) or self.find(event_type, None)
         if setting is None or not setting["enabled"]:
             return []
@@ -106,7 +106,7 @@ class Workspace:
     # ---- the API -----------------------------------------------------------------------------------------------
 
     def answer(self, method: str, path: str, content: bytes, send_test: Callable[[str, str | None], str]) -> Answer:
-        """Answer a call; *path* stands below ``/v5/notifications``."""
+        """Answer a call; *path* is relative to ``/v5/notifications``."""
         try:
             body = json.loads(content) if content else {}
         except ValueError:
@@ -125,9 +125,9 @@ class Workspace:
             case "PUT", ["settings", setting_id]:
                 return self._update_setting(setting_id, body)
             case "GET", ["event-types"]:
-                return _success({"eventTypes": [{"type": name, "category": "simulated"} for name in EVENT_TYPES]})
+                return _success({"eventTypes": [{"type": name, "category": "simulated"} for name in KNOWN_TYPES]})
             case "POST", ["test"]:
-                if body.get("eventType") not in EVENT_TYPES:
+                if body.get("eventType") not in KNOWN_TYPES:
                     return _refuse(400, "unknown event type")
                 self.tests.append((body["eventType"], body.get("workflowId")))
                 return _success({"eventId": send_test(body["eventType"], body.get("workflowId"))})
@@ -144,7 +144,7 @@ class Workspace:
 
     def _create_setting(self, body: Mapping[str, Any]) -> Answer:
         event_type, workflow_id, channels = body.get("eventType"), body.get("workflowId"), body.get("channelIds")
-        if event_type not in EVENT_TYPES:
+        if event_type not in KNOWN_TYPES:
             return _refuse(400, "unknown event type")
         if workflow_id in self.linked_workflows:
             return _refuse(409, "the workflow is linked to a template")

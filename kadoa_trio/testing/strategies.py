@@ -1,4 +1,4 @@
-"""Hypothesis strategies for handlers of Kadoa's events, and for the faults that they live through.
+"""Hypothesis strategies for handlers of Kadoa's events, and for the faults that a program must survive.
 
 Needs Hypothesis: ``pip install 'kadoa-trio[testing]'``.
 """
@@ -6,21 +6,25 @@ Needs Hypothesis: ``pip install 'kadoa-trio[testing]'``.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from typing import Any, get_args
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
+import attrs
 from hypothesis import strategies as st
 
-from .._events import Event
+from .._events import EVENT_TYPES, WORKFLOW_FIELD, Difference, Event, camel_case
 from ._builders import Draft, difference, make_event
-from ._schedule import LASTING, FaultKind, Schedule, ScheduledFault
+from ._faults import FAULTS, HARMLESS, FaultKind
+from ._schedule import Schedule, ScheduledFault
 
 __all__ = ["drafts", "events", "frames", "schedules"]
 
-_TYPES = ("workflow_finished", "workflow_failed", "workflow_recovered", "workflow_data_change", "credits_low")
+_TYPES = (*EVENT_TYPES, "credits_low")
 # By category and not by codec="utf-8", which gives the same characters: for a codec Hypothesis encodes 1.1 million of
-# them. And built here: where its cache on the disk is empty, Hypothesis first collects the categories of all characters.
-# Either takes about a second of a slow machine, and as a part of the first draw it would fail the health check.
+# them. Built at import, because Hypothesis first collects the categories of all characters if its cache on the disk is
+# empty. Either takes about a second on a slow machine; within the first draw it would fail the health check.
 _characters = st.characters(exclude_categories=["Cs"])
 _characters.validate()
 _words = st.text(_characters, max_size=20)
@@ -29,49 +33,73 @@ _scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(
 _json = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_words, inner, max_size=3), max_leaves=8
 )
+_times = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)).map(lambda time: f"{time.isoformat()}Z")
+_differences = st.builds(
+    lambda kind, key, pair: difference(kind, **{key: pair}),
+    st.sampled_from(["changed", "added", "removed"]),
+    _ids,
+    st.tuples(_json, _json),
+)
+
+
+def _value(kind: Any, name: str) -> st.SearchStrategy[Any]:
+    """Draw the JSON of an attribute of a message class, by the attribute's type."""
+    if kind is str:
+        return _ids if name.endswith("id") else _words
+    if kind is datetime:
+        return _times
+    if kind is Difference:
+        return _differences
+    if get_origin(kind) is tuple:
+        return st.lists(_value(get_args(kind)[0], name), max_size=3)
+    if get_origin(kind) is Mapping:
+        return st.dictionaries(_words, _json, max_size=3)
+    if NoneType in get_args(kind):
+        return st.none() | _value(get_args(kind)[0], name)
+    assert kind is Any, f"no strategy for {name}: {kind}"
+    return _json
+
+
+def _payloads(kind: type) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw payloads that a message class accepts, with all of its fields or without the optional ones."""
+    kinds = get_type_hints(kind)
+    fields = {field: _value(kinds[field.name], field.name) for field in attrs.fields(kind)}
+    return st.fixed_dictionaries(
+        {camel_case(field.name): drawn for field, drawn in fields.items() if field.default is attrs.NOTHING},
+        optional={
+            camel_case(field.name): drawn for field, drawn in fields.items() if field.default is not attrs.NOTHING
+        },
+    )
+
+
+_PAYLOADS = {one.name: _payloads(one.message) for one in EVENT_TYPES.values()}
 
 
 @st.composite
 def drafts(draw: st.DrawFn, types: Collection[str] | None = None, *, odd: bool = False) -> Draft:
-    """Draw drafts of events, to be published or made into events.
+    """Draw drafts of events, to publish or to make events from.
 
     Args:
-        draw: Hypothesis's own.
-        types: only of these event types; None for the documented ones and one without a class.
-        odd: also with payloads that are not as documented, which a service
-            may send and a handler must survive.
+        draw: passed by Hypothesis.
+        types: the event types to draw from; None for those with a class and
+            one without.
+        odd: also draw payloads that differ from their documentation, which a
+            handler must survive.
     """
     kind = draw(st.sampled_from(sorted(types or _TYPES)))
     if odd and draw(st.booleans()):
         return Draft(kind, draw(_json.filter(lambda payload: payload is not None)))
-    fields: dict[str, Any] = {"workflowId": draw(_ids)}
-    match kind:
-        case "workflow_finished":
-            fields["id"] = draw(_ids)
-        case "workflow_failed":
-            fields |= {name: draw(_words) for name in ("source", "reason", "action")}
-        case "workflow_recovered":
-            fields |= {name: draw(_words) for name in ("workflowName", "source")}
-        case "workflow_data_change":
-            kinds = st.sampled_from(["changed", "added", "removed"])
-            one = st.builds(
-                lambda kind, key, pair: difference(kind, **{key: pair}), kinds, _ids, st.tuples(_json, _json)
-            )
-            fields |= {
-                "id": draw(_ids),
-                "data": draw(st.lists(_json, max_size=2)),
-                "differences": draw(st.lists(one, max_size=3)),
-            }
-    return Draft(kind, fields)
+    payload = draw(_PAYLOADS.get(kind, st.just({})))
+    return Draft(kind, {**payload, WORKFLOW_FIELD: draw(_ids)})
 
 
 def events(types: Collection[str] | None = None, *, odd: bool = False) -> st.SearchStrategy[Event]:
-    """Draw events as a client hands them out, for handlers that are tested without a server; see `drafts`."""
+    """Draw events as a client delivers them, to test handlers without a server; see `drafts`."""
     return st.builds(lambda draft, event_id: make_event(draft, id=event_id), drafts(types, odd=odd), _ids)
 
 
 def frames() -> st.SearchStrategy[str]:
-    """Draw frames as a server may send them: events in every spelling, heartbeats, drain notices, and nonsense."""
+    """Draw frames as a server may send them: events in every spelling, heartbeats, drain notices, and invalid frames."""
     event = st.builds(
         lambda draft, event_id, cursor, kind, payload: json.dumps(
             {
@@ -105,19 +133,19 @@ def schedules(
     max_faults: int = 8,
     kinds: Collection[FaultKind] | None = None,
 ) -> Schedule:
-    """Draw schedules of faults, to be played with `SimulatedKadoa.play`.
+    """Draw schedules of faults, to play with `SimulatedKadoa.play`.
 
     Args:
-        draw: Hypothesis's own.
-        seconds: no fault begins later, in seconds of Trio's clock.
-        max_faults: how many there are at most.
-        kinds: only of these; None for all but ``forget``, after which no
-            client can be complete.
+        draw: passed by Hypothesis.
+        seconds: latest beginning of a fault, in seconds of Trio's clock.
+        max_faults: maximum number of faults.
+        kinds: the kinds to draw from; None for all but ``forget``, after
+            which no client can be complete.
     """
-    chosen = st.sampled_from(sorted(set(get_args(FaultKind)) - {"forget"} if kinds is None else kinds))
+    chosen = st.sampled_from(HARMLESS if kinds is None else sorted(kinds))
     times = st.integers(0, int(seconds)).map(float)
 
     def fault(at: float, kind: FaultKind, lasting: int) -> ScheduledFault:
-        return ScheduledFault(at, kind, float(lasting) if kind in LASTING else 1.0)
+        return ScheduledFault(at, kind, 1.0 if FAULTS[kind].seconds is None else float(lasting))
 
     return Schedule(tuple(draw(st.lists(st.builds(fault, times, chosen, st.integers(0, 60)), max_size=max_faults))))

@@ -1,9 +1,9 @@
 """Events per second through `realtime.events`, as a ratio to a bare trio-websocket loop that only decodes JSON.
 
 A server process sends frames that are encoded beforehand, as fast as they are
-read. Both clients run in this process, one after the other, several rounds in
-turn; the ratio is that of the best rounds. ``--memory`` sends a million events
-and tells how the peak grew after the first tenth.
+read. Both clients run in this process, one after the other, for several
+rounds; the ratio compares the best rounds. ``--memory`` sends a million events
+and prints the peak memory after the first tenth and at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BUFFER = 256 * 1024
 
 
 def serve(ready: Connection, count: int, size: int) -> None:
-    """Answer token requests, and send *count* events of about *size* bytes to whoever upgrades."""
+    """Answer token requests, and send *count* events of about *size* bytes on each WebSocket."""
     listener = socket.create_server(("127.0.0.1", 0))
     ready.send(listener.getsockname()[1])
     padding = "x" * max(size - 190, 1)
@@ -71,13 +71,13 @@ def serve(ready: Connection, count: int, size: int) -> None:
                     connection.recv(65536)  # the subscription
                     for data in blocks:
                         connection.sendall(data)
-                    connection.recv(65536)  # the farewell
+                    connection.recv(65536)  # the close frame
                 except OSError:
                     pass
 
 
 async def bare(port: int, count: int, *, buffer: int = 4096) -> float:
-    """Receive and decode; 4 KiB is the receive buffer that trio-websocket has when nobody asks for another."""
+    """Receive and decode. 4 KiB is the default receive buffer of trio-websocket."""
     async with trio_websocket.open_websocket_url(
         f"ws://127.0.0.1:{port}/?access_token=token", receive_buffer_size=buffer
     ) as ws:
@@ -89,7 +89,7 @@ async def bare(port: int, count: int, *, buffer: int = 4096) -> float:
 
 
 async def ours(port: int, count: int, *, read: bool = False, store: str | None = None, acks: bool = False) -> float:
-    """Receive through the client; the server answers acknowledgements only between two rounds, so they go elsewhere."""
+    """Receive through the client. Acknowledgements go to another server, because this one answers between rounds only."""
     http, ws = f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}"
     async with (
         open_simulated_kadoa(loopback=True) as kadoa,
@@ -140,7 +140,7 @@ def measure(count: int, size: int, rounds: int) -> None:
     best = max(results["bare"])
     for name, rates in results.items():
         print(
-            f"{size:>9,} B  {name:20} {max(rates):>10,.0f} events/s  {min(cpu[name]):8.1f} µs CPU an event"
+            f"{size:>9,} B  {name:20} {max(rates):>10,.0f} events/s  {min(cpu[name]):8.1f} µs CPU per event"
             f"  ratio {max(rates) / best:.2f} (median {statistics.median(rates) / statistics.median(results['bare']):.2f})"
         )
     process.terminate()

@@ -19,8 +19,8 @@ import trio
 import kadoa_trio._backoff as backoff
 import kadoa_trio._client as client
 import kadoa_trio._engine._acks as acks
-import kadoa_trio._engine._channel as channel
-import kadoa_trio._engine._connection as connection
+import kadoa_trio._engine._admission as admission
+import kadoa_trio._engine._buffer as buffer
 import kadoa_trio._engine._ledger as ledger
 import kadoa_trio._engine._supervisor as supervisor
 import kadoa_trio._net._api as api
@@ -99,7 +99,7 @@ def the_position_is_the_resume_cursor() -> list[Patch]:
 
 @_mutation(60, "lossless", "no_cursors", "silence")
 def possible_gaps_are_not_reported() -> list[Patch]:
-    return [(connection.Shared, "tell", lambda self, gaps: None)]
+    return [(admission.Admission, "report_gaps", lambda self, gaps: None)]
 
 
 @_mutation(60, "not deaf", "silence")
@@ -123,7 +123,7 @@ def a_long_retry_after_is_obeyed() -> list[Patch]:
 
 @_mutation(30, "order")
 def neighbours_are_swapped() -> list[Patch]:
-    real = channel.Intake.put
+    real = buffer.Buffer.put
 
     def put(self: Any, event: Any, entry: Any) -> None:
         real(self, event, entry)
@@ -131,24 +131,25 @@ def neighbours_are_swapped() -> list[Patch]:
         if growing is not None and len(growing) > 1:
             growing[-1], growing[-2] = growing[-2], growing[-1]
 
-    return [(channel.Intake, "put", put)]
+    return [(buffer.Buffer, "put", put)]
 
 
 @_mutation(60, "crash-safe", "slow", "stalls")
 def events_are_settled_when_they_are_received() -> list[Patch]:
-    real = channel.Intake._taken
+    real = buffer.Buffer._taken
 
-    def taken(self: Any, parcel: Any) -> Any:
-        self._ledger.settle(parcel.entry)
-        self._on_settled(parcel.event)
-        return real(self, parcel)
+    def taken(self: Any, buffered: Any) -> Any:
+        self._ledger.settle(buffered.entry)
+        for observer in self._observers:
+            observer.settled(buffered.event)
+        return real(self, buffered)
 
-    return [(channel.Intake, "_taken", taken)]
+    return [(buffer.Buffer, "_taken", taken)]
 
 
 @_mutation(60, "crash-safe, lossless", "failing", "workers")
 def a_failed_delivery_is_settled() -> list[Patch]:
-    return [(channel.Intake, "put_back", lambda self, parcel: self.settle(parcel.event, parcel.entry))]
+    return [(buffer.Buffer, "put_back", lambda self, taken: self.settle(taken.event, taken.entry))]
 
 
 @_mutation(60, "not deaf")
@@ -157,7 +158,7 @@ def a_drained_connection_gets_no_replacement() -> list[Patch]:
 
     async def needs_replacement(self: Any, newest: Any) -> float:
         earliest = await real(self, newest)
-        if newest.draining.is_set():
+        if newest.draining:
             await trio.sleep_forever()
         return earliest
 
@@ -200,7 +201,7 @@ def leaving_takes_its_time() -> list[Patch]:
 
 @_mutation(60, "bounded", "small_buffers", "stalls", "slow")
 def there_is_always_space() -> list[Patch]:
-    return [(channel.Intake, "has_room", lambda self, size: True)]
+    return [(buffer.Buffer, "has_space", lambda self, size: True)]
 
 
 @_mutation(60, "bounded")

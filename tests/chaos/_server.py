@@ -337,6 +337,8 @@ class Server:
         self.nursery.start_soon(self._accept, conn)
         return ClientStream(conn.wire)
 
+    settlement_observer = None
+
     @property
     def http_transport(self) -> object:
         return self.transport

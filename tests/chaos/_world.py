@@ -652,7 +652,7 @@ class World:
         self.trace(f"process {run.number}: {kind}: {notice}")
         self.check_text(str(notice), repr(notice))
         gap = getattr(notice, "gap", None)
-        if kind == "Connected":
+        if kind == "Live":
             run.live = True
         elif kind == "PossibleGap":
             self.gaps.append(gap)

@@ -1,7 +1,8 @@
-"""A custom client in the manner of Kadoa's documentation: requests and websocket-client, threads, no library of ours.
+"""A custom client as in Kadoa's documentation: requests, websocket-client and threads, without kadoa_trio.
 
-Token, socket, subscription with the last cursor, a new connection at a drain
-notice after the advised delay, 1001 as the end of the old one.
+It gets a token, opens a socket, subscribes with the last cursor, opens a new
+connection after the delay of a drain notice, and expects the old one to close
+with 1001.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Client:
         self.cursor: str | None = None
         self.lock = threading.Lock()
 
-    def tell(self, kind: str, value: Any) -> None:
+    def report(self, kind: str, value: Any) -> None:
         with self.lock:
             print(json.dumps({kind: value}), flush=True)
 
@@ -46,8 +47,8 @@ class Client:
             f"{SOCKET}?access_token={token['access_token']}",
             on_open=subscribe,
             on_message=lambda _app, text: self.take(json.loads(text)),
-            on_close=lambda _app, code, reason: self.tell("closed", [code, reason]),
-            on_error=lambda _app, error: self.tell("error", repr(error)),
+            on_close=lambda _app, code, reason: self.report("closed", [code, reason]),
+            on_error=lambda _app, error: self.report("error", repr(error)),
         )
         threading.Thread(target=app.run_forever, daemon=True).start()
 
@@ -56,11 +57,11 @@ class Client:
             case "heartbeat":
                 return
             case "control.draining":
-                self.tell("draining", frame["retryAfterMs"])
+                self.report("draining", frame["retryAfterMs"])
                 threading.Timer(frame["retryAfterMs"] / 1000, self.connect).start()
                 return
         self.cursor = frame.get("_cursor", self.cursor)
-        self.tell("event", frame)
+        self.report("event", frame)
 
 
 Client().connect()

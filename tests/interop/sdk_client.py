@@ -1,4 +1,4 @@
-"""Kadoa's official Python SDK, as its documentation uses it: prints a JSON line for whatever it tells."""
+"""Kadoa's official Python SDK, used as in its documentation: prints a JSON line for each callback."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from kadoa_sdk import KadoaClient, KadoaClientConfig
 
 
-def tell(kind: str, value: Any) -> None:
+def report(kind: str, value: Any) -> None:
     print(json.dumps({kind: value}), flush=True)
 
 
 async def main() -> None:
     client = KadoaClient(KadoaClientConfig())  # key and endpoints come from the environment
     realtime = await client.connect_realtime({"heartbeat_interval": 200, "reconnect_delay": 300})
-    realtime.on_event(lambda event: tell("event", event))
-    realtime.on_connection(lambda connected, _reason=None: tell("connected", connected))
-    realtime.on_error(lambda error: tell("error", str(error)))
+    realtime.on_event(lambda event: report("event", event))
+    realtime.on_connection(lambda connected, _reason=None: report("connected", connected))
+    realtime.on_error(lambda error: report("error", str(error)))
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await realtime.close_async()
 

@@ -1,7 +1,8 @@
-"""Other people's clients, unmodified, against the simulated Kadoa: what they accept shows that it is honest.
+"""Other clients, unmodified, against the simulated Kadoa, to show that the simulator speaks Kadoa's protocol.
 
 Run by ``nox -s interop``, which installs Kadoa's official Python SDK from the
-package index; not part of the suite, whose own client would prove nothing here.
+package index. Not part of the test suite: kadoa_trio's own client would share
+the simulator's errors.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ PATIENCE = 60
 
 
 class Client:
-    """A client in a process of its own, and what it has told."""
+    """A client in a process of its own, and what it has reported."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
-        self.told: list[dict[str, Any]] = []
+        self.reported: list[dict[str, Any]] = []
         self.err = b""
 
     async def listen(self) -> None:
         assert self.process.stdout is not None
-        rest = b""
+        line = b""
         async for data in self.process.stdout:
-            *lines, rest = (rest + data).split(b"\n")
-            self.told += [json.loads(line) for line in lines]
+            *lines, line = (line + data).split(b"\n")
+            self.reported += [json.loads(line) for line in lines]
 
     async def read_err(self) -> None:
         assert self.process.stderr is not None
@@ -45,7 +46,7 @@ class Client:
             self.err += data
 
     def all(self, kind: str) -> list[Any]:
-        return [one[kind] for one in self.told if kind in one]
+        return [one[kind] for one in self.reported if kind in one]
 
     @property
     def ids(self) -> list[str]:
@@ -101,14 +102,14 @@ async def test_official_sdk_receives_is_drained_resumes_and_acknowledges(kadoa: 
 
         last = kadoa.published[-1].cursor
         kadoa.newest.drain(200, close_after=1.0)
-        heir = await kadoa.wait_subscribed(2)
-        assert heir.last_cursor == last
+        replacement = await kadoa.wait_subscribed(2)
+        assert replacement.last_cursor == last
         kadoa.publish_many(5)
         await sdk.until(lambda: len(set(sdk.ids)) == 9)
         old = kadoa.subscribed[0]
         await sdk.until(lambda: not old.open)
 
-        # An outage, and what was published meanwhile.
+        # An outage, and events that are published meanwhile.
         kadoa.newest.reset()
         kadoa.publish_many(3)
         back = await kadoa.wait_subscribed(3)
@@ -120,8 +121,8 @@ async def test_official_sdk_receives_is_drained_resumes_and_acknowledges(kadoa: 
         assert all(frame["action"] == "subscribe" for one in kadoa.subscribed for frame in one.received)
 
 
-async def test_official_sdk_is_deaf_when_its_replacement_dies(kadoa: SimulatedKadoa) -> None:
-    # What the documentation's comparison says; our own client goes on here.
+async def test_official_sdk_receives_nothing_after_its_replacement_dies(kadoa: SimulatedKadoa) -> None:
+    # As the documentation's comparison states; kadoa_trio's client opens another connection here.
     async with client("sdk_client", kadoa) as sdk:
         await kadoa.wait_subscribed(1)
         kadoa.publish()
@@ -129,7 +130,7 @@ async def test_official_sdk_is_deaf_when_its_replacement_dies(kadoa: SimulatedKa
         kadoa.newest.drain(200, close_after=1.0)
         await kadoa.wait_subscribed(2)
         kadoa.subscribed[1].reset()
-        await sdk.until(lambda: not kadoa.subscribed[0].open)  # the old one is closed, as announced
+        await sdk.until(lambda: not kadoa.subscribed[0].open)  # the old connection is closed, as announced
         for _ in range(20):
             kadoa.publish()
             await trio.sleep(0.1)  # its own delay is 0.3 s
@@ -143,19 +144,19 @@ async def test_documented_custom_client_receives_is_drained_and_resumes(kadoa: S
         kadoa.publish_many(3)
         await custom.until(lambda: len(custom.ids) == 3)
         kadoa.newest.drain(200, close_after=1.0)
-        heir = await kadoa.wait_subscribed(2)
+        replacement = await kadoa.wait_subscribed(2)
         assert custom.all("draining") == [200]
-        assert heir.last_cursor == kadoa.published[2].cursor
+        assert replacement.last_cursor == kadoa.published[2].cursor
         await custom.until(lambda: custom.all("closed"))
         assert custom.all("closed") == [[1001, "Server shutting down"]]
         kadoa.publish_many(3)
         await custom.until(lambda: len(custom.ids) == 6)
         assert custom.ids == ids(kadoa)
-        # The library reports the announced end as an error, too; there is no other one.
+        # The library reports the announced end as an error, too; there is no other error.
         assert all("1001" in error for error in custom.all("error"))
 
 
-async def test_official_sdk_takes_the_simulated_workspace(kadoa: SimulatedKadoa) -> None:
+async def test_official_sdk_reads_the_simulated_workspace(kadoa: SimulatedKadoa) -> None:
     script = (
         "import json; from kadoa_sdk import KadoaClient, KadoaClientConfig\n"
         "from openapi_client import ApiClient, Configuration, NotificationsApi\n"

@@ -1,4 +1,4 @@
-"""Wakes somebody up when a workflow fails, once; tells when it works again. Survives ``kill -9``."""
+"""Sends a page when a workflow fails, once, and when it works again. A crash loses no page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import trio
 from kadoa_trio import CursorStore, Event, SQLiteCursorStore, WorkflowFailed, WorkflowRecovered, open_realtime
 
 Page = Callable[[str, str], Awaitable[None]]
-"""Sends a text about an event; given the event's id, so that the receiver can drop what comes twice."""
+"""Sends a text about an event. Takes the event's id, so that the receiver can drop a repeated page."""
 
 
 async def handle(event: Event, page: Page) -> None:
-    """Turn one event into a page, if it is worth one."""
+    """Send a page for an event, if its type needs one."""
     match event.message:
         case WorkflowFailed(workflow_name=name, workflow_id=workflow, reason=reason):
             await page(event.id, f"{name or workflow} has failed: {reason}")
@@ -22,7 +22,7 @@ async def handle(event: Event, page: Page) -> None:
 
 
 async def run(page: Page, store: CursorStore) -> None:
-    """Page for ever. An event is done when its page was sent."""
+    """Send pages until cancelled. An event is settled when its page was sent."""
     async with open_realtime(
         event_types=["workflow_failed", "workflow_recovered"], cursor_store=store, consumer="pager"
     ) as realtime:

@@ -1,6 +1,6 @@
-"""How the pager is tested: its handler without a server, itself through faults and crashes, in virtual time.
+"""Tests of the pager: its handler without a server, and the whole program through faults and crashes, in virtual time.
 
-Run it with ``pytest``; the fixture ``simulated_kadoa`` comes with kadoa_trio.
+Run them with ``pytest``. kadoa_trio provides the fixture ``simulated_kadoa``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kadoa_trio.testing.strategies import events, schedules
 
 
 class Pages:
-    """Takes pages, and drops what comes twice, as a pager's service does."""
+    """Receives pages and drops repeated ones, as a paging service does."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
@@ -26,11 +26,11 @@ class Pages:
     async def __call__(self, event_id: str, text: str) -> None:
         await trio.sleep(0.1)
         if self.broken:
-            raise OSError("the pager's service is down")
+            raise OSError("the paging service is down")
         self.texts[event_id] = text
 
 
-# ---- the handler by itself -------------------------------------------------------------------------------------------
+# ---- the handler alone -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.trio
@@ -49,7 +49,7 @@ def test_no_event_breaks_the_handler(event: Event) -> None:
 
 
 @pytest.mark.trio
-async def test_pages_through_a_bad_day(simulated_kadoa, autojump_clock) -> None:
+async def test_every_failure_and_recovery_of_a_day_with_faults_is_paged(simulated_kadoa, autojump_clock) -> None:
     kadoa, pages = simulated_kadoa, Pages()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pager.run, pages, MemoryCursorStore())
@@ -97,7 +97,7 @@ async def test_crash_before_a_page_was_sent_sends_it_after_the_restart(simulated
 
 @given(schedules(seconds=120))
 @settings(max_examples=15, deadline=None)
-def test_every_failure_is_paged_in_any_trouble(schedule: Schedule) -> None:
+def test_every_failure_is_paged_through_any_faults(schedule: Schedule) -> None:
     async def main() -> None:
         pages = Pages()
         async with open_simulated_kadoa() as kadoa:
@@ -111,7 +111,7 @@ def test_every_failure_is_paged_in_any_trouble(schedule: Schedule) -> None:
                     for number in range(20):
                         await trio.sleep(7)
                         kadoa.publish(workflow_failed(reason=f"reason {number}"))
-                    with trio.fail_after(3600):  # of virtual time: a test that waits for ever says nothing
+                    with trio.fail_after(3600):  # in virtual time: a test that never ends shows nothing
                         await kadoa.wait_settled()
                     nursery.cancel_scope.cancel()
             assert list(pages.texts) == [event.id for event in kadoa.published]

@@ -1,0 +1,148 @@
+"""The one door by which an event enters, from a connection or from the notification log."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .._events import Event
+from .._position import Gap
+from ..notices import PossibleGap
+from ._buffer import Buffer
+from ._ledger import Ledger, Moment
+from ._reporter import Reporter
+
+
+class PositionObserver(Protocol):
+    """Takes notice of changes of the position that no settlement brings: possible gaps, a withdrawn promise."""
+
+    def position_changed(self) -> None:
+        """Take notice. Cheap, and never a checkpoint."""
+        ...
+
+
+class Admission:
+    """Admits events: finds space, drops repeats, and puts what is new into the buffer, in one step.
+
+    Everything is decided again after each wait for space: another connection
+    may have brought the event meanwhile, and admission may have ended.
+
+    Args:
+        ledger: knows which event is new.
+        buffer: where admitted events wait to be received.
+        reporter: publishes possible gaps.
+        event_types: the types that the program asked for; None for all.
+        workflow_ids: the same for workflows.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        buffer: Buffer,
+        reporter: Reporter,
+        *,
+        event_types: frozenset[str] | None,
+        workflow_ids: frozenset[str] | None,
+    ) -> None:
+        self._ledger = ledger
+        self._buffer = buffer
+        self._reporter = reporter
+        self._event_types = event_types
+        self._workflow_ids = workflow_ids
+        self._filters = event_types is not None or workflow_ids is not None
+        self._observers: list[PositionObserver] = []
+        self.received: int = 0
+        """Events admitted, the filtered ones included."""
+        self.filtered: int = 0
+        """Events that the program did not ask for. They count as settled."""
+
+    def observe(self, observer: PositionObserver) -> None:
+        """Have an observer notified of changes of the position from now on."""
+        self._observers.append(observer)
+
+    @property
+    def ended(self) -> bool:
+        """Whether admission has ended."""
+        return self._buffer.closed
+
+    def end(self, fault: Exception | None = None) -> None:
+        """Admit nothing from now on; see `Buffer.end`."""
+        self._buffer.end(fault)
+
+    def stop(self) -> None:
+        """End admission in an orderly way; see `Buffer.stop`."""
+        self._buffer.stop()
+
+    # ---- the door: no checkpoint in any of these -----------------------------------------------------------------
+
+    def try_admit(self, event: Event, generation: int, now: Moment, arrived: Moment, *, apart: bool = False) -> bool:
+        """Admit an event of a connection; return False if there is no space for it.
+
+        Args:
+            event: the event.
+            generation: the connection that delivered it.
+            now: the time.
+            arrived: a time before which the event cannot have come.
+            apart: that connection has ended; the event was held since.
+        """
+        ledger, buffer = self._ledger, self._buffer
+        if ledger.knows(event.id):
+            if not apart:
+                ledger.repeat(generation, event.id, event.cursor, now, arrived)
+            return True
+        if buffer.closed:
+            return True
+        wanted = not self._filters or self._wants(event)
+        # A filtered event counts, too: it lies between the oldest unsettled event and the newest one.
+        if not buffer.has_space(event.size if wanted else 0):
+            return False
+        gaps: list[Gap] = []
+        if apart:
+            entry = ledger.admit_apart(event.id)
+        else:
+            entry, gaps = ledger.admit(generation, event.id, event.cursor, now, arrived)
+        self.received += 1
+        if wanted:
+            buffer.put(event, entry)
+        else:
+            self.filtered += 1
+            buffer.settle(event, entry)
+        if gaps:
+            self.report_gaps(gaps)
+        return True
+
+    def try_admit_from_log(self, event: Event) -> bool:
+        """Admit an event of the notification log that is not known; return False if there is no space for it."""
+        wanted = not self._filters or self._wants(event)
+        if not self._buffer.has_space(event.size if wanted else 0):
+            return False
+        entry = self._ledger.admit_from_log(event.id)
+        self.received += 1
+        if wanted:
+            self._buffer.put(event, entry)
+        else:
+            self.filtered += 1
+            self._buffer.settle(event, entry)
+        return True
+
+    def report_gaps(self, gaps: list[Gap]) -> None:
+        """Publish possible gaps, and have them saved and repaired."""
+        for gap in gaps:
+            self._reporter.publish(PossibleGap, gap=gap)
+        if gaps:
+            self.position_changed()
+
+    def position_changed(self) -> None:
+        """Notify the observers that the position has changed without a settlement."""
+        for observer in self._observers:
+            observer.position_changed()
+
+    # ---- waiting -------------------------------------------------------------------------------------------------
+
+    async def wait_space(self, event: Event) -> None:
+        """Wait until there may be space for an event, or admission has ended. Cancellation changes nothing."""
+        await self._buffer.wait_space(event.size if not self._filters or self._wants(event) else 0)
+
+    def _wants(self, event: Event) -> bool:
+        if self._event_types is not None and event.type not in self._event_types:
+            return False
+        return self._workflow_ids is None or event.workflow_id is None or event.workflow_id in self._workflow_ids
