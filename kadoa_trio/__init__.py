@@ -18,11 +18,10 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _redact      secrets, and what of foreign text may be shown
 #   _errors      every exception, and whose fault it is
 #   _checks      refuses options of a wrong type or value
+#   _events      events and the classes of their payloads
 #   _urls        default ports, addresses of this machine, what a URL must not hold
 #   _settings    endpoints, timeouts, limits, when to try again
 #   _backoff     how long to wait before the next attempt, or the next post of a webhook
-#   _events      events and the classes of their payloads
-#   _settings    endpoints and limits, checked once
 #   _position    how far a program has come, and where events may be missing
 #   notices      public: what the client reports of itself
 #   _files       opened without following links, and locks
