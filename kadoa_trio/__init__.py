@@ -19,6 +19,7 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _errors      every exception, and whose fault it is
 #   _checks      refuses options of a wrong type or value
 #   _events      events and the classes of their payloads
+#   _urls        default ports, addresses of this machine, what a URL must not hold
 #   _settings    endpoints, timeouts, limits, when to try again
 #   _backoff     how long to wait before the next attempt, or the next post of a webhook
 #   _position    how far a program has come, and where events may be missing
@@ -36,9 +37,13 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #
 # _net, each building on those above it:
 #
-#   _proxy       through an HTTP proxy, as the environment asks
+#   _proxy       which HTTP proxy the environment names, and CONNECT
+#   _censor      secrets out of the log records of the libraries underneath
+#   _answers     what HTTP answers and network faults mean, in words
 #   _wire        frames to objects and back
-#   _http        requests to Kadoa and to webhooks; the only import of httpx
+#   _http        one request, its limits and refusals; the only import of httpx
+#   _api         Kadoa's endpoints: token, acknowledge, notifications
+#   _dial        TCP, proxy, TLS below a WebSocket
 #   _socket      one WebSocket; the only import of trio_websocket
 #
 # _engine, each building on those above it:

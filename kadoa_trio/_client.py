@@ -29,7 +29,7 @@ from ._engine._team import TeamCheck
 from ._errors import ConfigurationError, CursorStoreError, OwnershipLostError
 from ._events import Event
 from ._exits import clean_up, pick
-from ._net._http import HttpClient, open_http
+from ._net._api import KadoaApi, open_api
 from ._position import Gap, Position
 from ._redact import Secret, hidden
 from ._settings import Endpoints, Limits, RetryPolicy, Settings, Timeouts, read_key, settings_of
@@ -365,7 +365,7 @@ class _Assembly:
 
     def __init__(
         self,
-        http: HttpClient,
+        http: KadoaApi,
         settings: Settings,
         options: _Options,
         rng: random.Random,
@@ -450,7 +450,7 @@ async def _run(
     error: BaseException | None = None
     crash: BaseException | None = None
     realtime: Realtime | None = None
-    async with open_http(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
+    async with open_api(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
         reporter.censor = http.censor
         assembly = _Assembly(http, settings, options, rng, reporter)
         leaving_at = math.inf

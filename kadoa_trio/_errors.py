@@ -22,9 +22,8 @@ An `AttemptError` is what the client retries; programs meet it as the
 is final. Channel conditions (closed, end of channel, busy) are Trio's own
 exceptions, with Trio's meaning.
 
-Exceptions of the libraries underneath hold requests, and with them the key.
-They are never kept: `ForeignError` is the scrubbed copy that stands in
-``__cause__``.
+Exceptions of the libraries underneath hold requests, and with them the key, so
+they are never chained. `ForeignError` is the scrubbed copy in ``__cause__``.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from typing import Literal
 from ._redact import Secret, presentable
 
 Step = Literal["token", "connect", "tls", "handshake", "subscribe", "acknowledge", "notifications", "forward"]
-"""A step on the way to a subscribed connection, or a request beside it."""
+"""A step of an attempt at a connection, or a request beside it."""
 
 
 class KadoaError(Exception):
@@ -42,7 +41,7 @@ class KadoaError(Exception):
 
 
 class ConfigurationError(KadoaError, ValueError):
-    """An option, an endpoint or the environment cannot be used as it is.
+    """An option, an endpoint or a value in the environment cannot be used.
 
     Raised when a client is opened, before anything is sent.
     """
@@ -55,7 +54,7 @@ class AuthenticationError(KadoaError):
         step: ``"token"`` or ``"notifications"`` when the API refused the key,
             ``"handshake"`` when the WebSocket endpoint refused the token.
         status: the HTTP status, 401 or 403.
-        server_message: what the server said about it, at most 200 characters.
+        server_message: the server's message. Maximum 200 characters.
     """
 
     def __init__(self, step: Step, status: int, server_message: str = "") -> None:
@@ -71,13 +70,13 @@ class AuthenticationError(KadoaError):
 
 
 class RequestRefusedError(KadoaError):
-    """A request was refused for a reason that repeating it cannot mend.
+    """A request was refused, and repeating it is of no use.
 
     Attributes:
         step: ``"token"``, or ``"notifications"`` for a call of `open_notifications`.
         status: the HTTP status, a 4xx that is neither 401, 403 nor a
             temporary one (408, 425, 429).
-        server_message: what the server said about it, at most 200 characters.
+        server_message: the server's message. Maximum 200 characters.
     """
 
     def __init__(self, step: Step, status: int, server_message: str = "") -> None:
@@ -94,8 +93,8 @@ class RequestRefusedError(KadoaError):
 class MessageTooLargeError(KadoaError):
     """The server keeps sending a message larger than `Limits.message_size`.
 
-    Raised after two connections in a row met it with nothing delivered in
-    between; the message would come again for ever.
+    Raised when two connections in a row received it with no event delivered
+    in between, because every later connection would receive it again.
 
     Attributes:
         limit: the value of `Limits.message_size`, in characters.
@@ -113,13 +112,13 @@ class MessageTooLargeError(KadoaError):
 
 
 class ConnectionFailedError(KadoaError):
-    """No connection came to life within `Timeouts.connect`.
+    """No connection was established within `Timeouts.connect`.
 
     ``__cause__`` is the `AttemptError` of the last attempt.
 
     Attributes:
         attempts: how many attempts were made.
-        seconds: how long they took together, in seconds.
+        seconds: how long all attempts took, in seconds.
     """
 
     def __init__(self, attempts: int, seconds: float, last: str) -> None:
@@ -136,45 +135,45 @@ class ConnectionFailedError(KadoaError):
 class CursorStoreError(KadoaError):
     """A cursor store could not be opened or read, or the last position could not be saved.
 
-    What was settled and not saved is delivered again to the next run; nothing is lost.
+    Events that are settled and not saved are delivered again in the next run; none is lost.
     """
 
 
 class ConsumerOwnedError(CursorStoreError):
-    """Another client that lives owns the position of this team and consumer. The text says who.
+    """Another running client owns the position of this team and consumer. The text names it.
 
-    Two clients with one position would each hide events from the other.
+    Each of two clients with one position would cause the other to miss events.
     """
 
 
 class OwnershipLostError(CursorStoreError):
-    """Another client has taken the position over; this one can save no more, and ends.
+    """Another client has taken the position over, so this one can no longer save it, and ends.
 
-    It happens to a process that was frozen for long, when its successor was
-    started by force.
+    This happens to a process that was frozen for a long time, when another
+    one was started by force meanwhile.
     """
 
 
 class SetupError(KadoaError):
-    """Kadoa did not take a step of a `StreamingPlan`; the steps before it are done.
+    """Kadoa refused a step of a `StreamingPlan`; the steps before it are done.
 
-    The text says why, as far as it is known. ``__cause__`` is what the server answered.
+    The text has the reason, as far as it is known. ``__cause__`` is the error of the request.
     """
 
 
 class DeadLetterError(KadoaError):
-    """A file of dead letters cannot be read or written. The event in hand is not settled."""
+    """A file of dead letters cannot be read or written. The current event is not settled."""
 
 
 class AttemptError(KadoaError):
     """One attempt at a connection failed in a way that may pass.
 
     Attributes:
-        step: how far the attempt had come.
-        reason: what happened, in words.
-        status: the HTTP status, where there was one.
-        retry_after: how long the server asked to be left alone, in seconds,
-            where it did.
+        step: the step that failed.
+        reason: what happened, as text.
+        status: the HTTP status; None if there was none.
+        retry_after: the delay before the next attempt that the server asked
+            for, in seconds; None if it asked for none.
     """
 
     def __init__(
@@ -196,25 +195,25 @@ class AttemptError(KadoaError):
 
 
 class ProtocolError(AttemptError):
-    """The server answered, but not with what Kadoa's protocol documents."""
+    """The server's answer is not what Kadoa's protocol documents."""
 
 
 class InternalError(KadoaError):
-    """The client broke one of its own rules: a bug. Please report it.
+    """A bug of the client. Please report it.
 
-    ``__cause__`` is what went wrong.
+    ``__cause__`` is the error that showed it.
     """
 
 
 class ForeignError(Exception):
     """A scrubbed copy of an exception from a library underneath.
 
-    The original may hold a request, a URL or headers, and with them the API
-    key or an access token, so it is not kept.
+    The original is dropped, because it may hold a request, a URL or headers,
+    and with them the API key or an access token.
 
     Attributes:
         type_name: the original's qualified class name.
-        text: its text, in one printable line without secrets, at most 500 characters.
+        text: its text, in one printable line without secrets. Maximum 500 characters.
         errno: its ``errno``, for an `OSError` that had one.
     """
 
@@ -229,7 +228,7 @@ class ForeignError(Exception):
 
 
 def scrubbed(exc: BaseException, *secrets: Secret) -> ForeignError:
-    """Copy what may be kept of a foreign exception, and of what caused it."""
+    """Copy a foreign exception and its causes, without secrets."""
     errno = exc.errno if isinstance(exc, OSError) else None
     kind = type(exc)
     copy = ForeignError(f"{kind.__module__}.{kind.__qualname__}", presentable(str(exc), 500, *secrets), errno)

@@ -336,6 +336,11 @@ def read_time(value: object) -> datetime | None:
     return None
 
 
+def write_time(time: datetime) -> str:
+    """Write an aware time as Kadoa does: ISO 8601, in UTC, with milliseconds."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def to_message(event_type: str, payload: Any) -> Message:
     """Make the message of an event from its parsed payload. Never raises."""
     known = EVENT_TYPES.get(event_type)

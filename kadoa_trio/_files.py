@@ -1,8 +1,7 @@
 """Files in directories that others may write to, and locks of the operating system that end with their process.
 
-No symbolic link is followed in the last component of a path, nothing but a
-regular file is used, and nothing is truncated here that this library has not
-written.
+No symbolic link is followed in the last component of a path, only regular files
+are used, and only files that this library has written are truncated.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ._redact import presentable
 _FLAGS: Final = (
     getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)  # a FIFO that takes the place of the file must not block
+    | getattr(os, "O_NONBLOCK", 0)  # opening must not block if the file is replaced by a FIFO
     | getattr(os, "O_BINARY", 0)
 )
 _MAX_OWNER: Final = 300
@@ -36,7 +35,7 @@ def open_file(path: Path, flags: int) -> int:
         OSError: the file cannot be opened, or is a symbolic link, a FIFO, a
             device or anything else that is not a regular file.
     """
-    # Looked at before it is opened: opening a device may have effects.
+    # Before it is opened, because opening a device may have effects.
     with contextlib.suppress(FileNotFoundError):
         _require_regular(path, os.lstat(path))
     file = os.open(path, flags | _FLAGS, 0o600)
@@ -56,7 +55,7 @@ def _require_regular(path: Path, found: os.stat_result) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make a power loss unable to undo that a file was created, renamed or removed in the directory *path*."""
+    """Make the creation, renaming or removal of files in the directory *path* survive a power loss."""
     if sys.platform == "win32":  # pragma: no cover
         return
     directory = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
@@ -73,19 +72,19 @@ def identity() -> str:
 
 # ---- locks ---------------------------------------------------------------------------------------------------------
 
-# flock() and not fcntl(): a POSIX lock is dropped when anything in the process opens and closes the file (a backup, for
-# example), and it does not exclude two stores of one process. A flock belongs to the open file description, though, which
-# a forked child shares: the lock would outlive its owner. So the child closes its copies at once, and `release` unlocks
-# before it closes, in case that a child was forked by C code that does not call the hooks.
+# flock() and not fcntl(), because a POSIX lock is dropped when anything in the process opens and closes the file (a
+# backup, for example), and does not exclude two stores of one process. But a flock belongs to the open file description,
+# which a forked child shares, so the lock would outlive its owner. So the child closes its copies at once, and `release`
+# unlocks before it closes, for children that were forked by C code without the hooks.
 _open_locks: dict[int, FileLock] = {}
 _forks = 0
 
 
 class FileLock:
-    """An exclusive lock, released by `release` or with its process. The file says who holds it.
+    """An exclusive lock, released by `release` or by the end of its process. The file names the holder.
 
-    Two locks exclude each other in one process, too. A forked child holds
-    none of the locks of its parent.
+    Two locks in one process exclude each other, too. A forked child holds
+    no lock of its parent.
 
     Args:
         path: the lock file; created when the lock is taken.
@@ -99,8 +98,8 @@ class FileLock:
         """Take the lock without waiting; return None, or the description of its holder.
 
         Args:
-            force: take it even if another process holds it. The holder keeps
-                its lock on a file that has no name any more.
+            force: take it even if another process holds it. That process's
+                lock is then on a file that has no name.
 
         Raises:
             OSError: the lock file cannot be used.
@@ -113,7 +112,7 @@ class FileLock:
             try:
                 locked = _try_lock(file)
                 if not locked and not force:
-                    return _read_owner(file) or "a process that does not say"
+                    return _read_owner(file) or "a process that has not written its name"
                 # Another process may have removed the file or taken its place since it was opened.
                 if self._is_at_path(file):
                     if locked and forks == _forks:
@@ -121,7 +120,7 @@ class FileLock:
                         self._file = file
                         keep = True
                         return None
-                    # A child forked before the file was in `_open_locks` shares it: try again with a new one.
+                    # A child that was forked before the file was in `_open_locks` shares it, so try again with a new one.
                     if not locked:
                         self.path.unlink(missing_ok=True)
             finally:
@@ -133,7 +132,7 @@ class FileLock:
         return self._file is not None and self._is_at_path(self._file)
 
     def release(self, *, remove: bool = False) -> None:
-        """Release the lock. Does nothing if it is not held.
+        """Release the lock, if it is held.
 
         Args:
             remove: remove the lock file, too.
@@ -142,7 +141,7 @@ class FileLock:
         if file is None:
             return
         try:
-            # While it is locked: whoever opened the file before sees afterwards that it is not at its path.
+            # While it is locked, so that a process that opened the file before sees that it is not at its path.
             if remove and self._is_at_path(file):
                 with contextlib.suppress(OSError):
                     self.path.unlink()
@@ -169,12 +168,12 @@ def _read_text(file: int) -> bytes:
 
 
 def _read_owner(file: int) -> str:
-    # Other users may have written it.
+    # Other users may have written the text.
     return presentable(_read_text(file).decode(errors="replace"), _MAX_OWNER)
 
 
 def _write_owner(file: int, path: Path) -> None:
-    """Write who holds the lock; to be called when it is locked."""
+    """Write the holder of the lock; to be called when it is locked."""
     text = _read_text(file)
     if (text and not text.startswith(_OWNER_PREFIX)) or os.fstat(file).st_nlink > 1:
         raise OSError(None, "is not a lock file of this library", str(path))
@@ -187,7 +186,7 @@ if sys.platform == "win32":  # pragma: no cover
     import msvcrt
 
     _BEYOND_TEXT: Final = 1_000
-    """The byte that is locked: the text stays readable."""
+    """The byte that is locked, so that the text can be read."""
 
     def _try_lock(file: int) -> bool:
         try:

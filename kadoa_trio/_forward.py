@@ -1,15 +1,14 @@
-"""Posts events to a webhook endpoint, one after the other, until each one is taken.
+"""Posts events to a webhook endpoint, one after the other, until the endpoint accepts each one.
 
-For webhook code behind a firewall: what it is sent has the shape of Kadoa's
-own webhooks, the envelope with its payload under ``data``, and the event type
-in the header ``X-Kadoa-Event``.
+For webhook code behind a firewall: requests have the shape of Kadoa's own
+webhooks, the envelope with its payload under ``data``, and the event type in
+the header ``X-Kadoa-Event``.
 
-Nothing that an event holds can keep it from being posted. The header has
-every byte of the type's UTF-8 that is not visible ASCII, and ``%``, as
-``%XX``, and a type that would be longer than 256 characters is cut there; the
-body has the type as it is. The body is strict JSON: ``NaN``, infinities and
-floats beyond a double's range are null, lone surrogates are U+FFFD, and a
-payload that is nested too deeply to be written is null.
+Every event can be posted, whatever it holds. The header has every byte of the
+type's UTF-8 that is not visible ASCII, and ``%``, as ``%XX``, and is cut at 256
+characters; the body has the type unchanged. The body is strict JSON: ``NaN``,
+infinities and floats beyond a double's range are null, lone surrogates are
+U+FFFD, and a payload that is nested too deeply to be written is null.
 """
 
 from __future__ import annotations
@@ -32,14 +31,15 @@ from ._backoff import Backoff
 from ._checks import check_callable, check_count, check_seconds, path_of
 from ._contexts import async_context
 from ._errors import AttemptError, ConfigurationError
-from ._events import Event, parse_json
+from ._events import Event, parse_json, write_time
 from ._letters import LetterFile
-from ._net._http import HttpClient, iso, open_webhooks
+from ._net._http import HttpClient, open_http, secret_of_query
 from ._redact import Secret, presentable
-from ._settings import Endpoints, RetryPolicy, fault_of_url, is_loopback, settings_of
+from ._settings import Endpoints, RetryPolicy, settings_of
+from ._urls import fault_of_url
 
 _MAX_HEADER: Final = 256
-"""Maximum length of the event type in the header, in characters: servers refuse long headers."""
+"""Maximum length of the event type in the header, in characters, because servers refuse long headers."""
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 
@@ -51,10 +51,10 @@ class FailedForward:
     event_id: str
     event_type: str
     attempt: int
-    """Which one it was, from 1."""
+    """The number of this attempt for the event, from 1."""
     why: str
     delay: float | None
-    """When it is tried again, in seconds; None if it was put aside as a dead letter."""
+    """Seconds until the next attempt; None if the event is a dead letter now."""
 
     def __str__(self) -> str:
         then = "put aside" if self.delay is None else f"again in {self.delay:.2f} s"
@@ -65,55 +65,83 @@ class FailedForward:
 @final
 @attrs.frozen(kw_only=True)
 class Replayed:
-    """What became of a file of dead letters."""
+    """The result of replaying a file of dead letters."""
 
     delivered: int
     remaining: int
-    """Letters that are in the file again."""
+    """Letters that failed again and stay in the file, with those that are unreadable."""
     unreadable: int = 0
-    """Of these, lines that are no dead letter."""
+    """Lines that are no dead letter; they are part of `remaining`."""
+
+
+@attrs.frozen
+class _Webhook:
+    """The endpoint that events are posted to, without Kadoa's API key."""
+
+    http: HttpClient = attrs.field(repr=False)
+    url: Secret
+    timeout: float
+
+    @property
+    def address(self) -> str:
+        """The URL without its query, which may hold the endpoint's secret."""
+        return urlsplit(self.url.reveal())._replace(query="").geturl()
+
+    async def post(self, event_type: str, content: bytes) -> None:
+        """Post an event once. The body of a success is not decoded.
+
+        Raises:
+            AttemptError: the status is not 2xx, or there is no answer.
+        """
+        await self.http.request(
+            "forward",
+            "POST",
+            self.url,
+            timeout=self.timeout,
+            headers={"x-kadoa-event": event_type},
+            content=content,
+            final=False,
+        )
 
 
 @final
 class Forwarder:
     """Posts events to one endpoint. Made by `open_forwarder`.
 
-    Used by one task at a time, so that events keep their order.
+    Maximum one task at a time may use it, so that events stay in order.
     """
 
     def __init__(
         self,
-        http: HttpClient,
-        url: Secret,
+        webhook: _Webhook,
         *,
-        timeout: float,
         policy: RetryPolicy,
         max_attempts: int | None,
         dead_letters: Path | None,
         on_failure: Callable[[FailedForward], None] | None,
     ) -> None:
-        self._http = http
-        self._url = url
-        self._timeout = timeout
+        self._webhook = webhook
         self._backoff = Backoff(policy, random.Random())
         self._max_attempts = max_attempts
         self._dead_letters = None if dead_letters is None else LetterFile(dead_letters)
         self._on_failure = on_failure
         self.delivered: int = 0
-        """Events that the endpoint took."""
+        """Number of events that the endpoint accepted."""
         self.dead: int = 0
-        """Events that were put aside."""
+        """Number of events that were put aside as dead letters."""
         self.failures: int = 0
-        """Attempts that failed."""
+        """Number of attempts that failed."""
 
     def __repr__(self) -> str:
-        return f"<Forwarder to {_without_query(self._url)}>"
+        return f"<Forwarder to {self._webhook.address}>"
 
     async def forward(self, event: Event) -> bool:
-        """Post an event until a 2xx answers it, or it is put aside. Cancellation leaves it undecided.
+        """Post an event until the endpoint answers 2xx, or put it aside after ``max_attempts``.
+
+        After a cancellation, the endpoint may or may not have got the event.
 
         Returns:
-            Whether the endpoint took it; False if it is a dead letter now.
+            Whether the endpoint accepted it; False if it is a dead letter now.
 
         Raises:
             DeadLetterError: it could not be put aside.
@@ -121,12 +149,12 @@ class Forwarder:
         return await self._deliver(webhook_body(event), self._max_attempts, self._dead_letters)
 
     async def replay(self, path: str | os.PathLike[str]) -> Replayed:
-        """Post the dead letters of a file again, in its order; what fails again stays in it.
+        """Post the dead letters of a file again, in order; those that fail again stay in the file.
 
-        Each gets ``max_attempts``, one if none was given. Running forwarders
-        may add letters to the file meanwhile; they are in the next replay, or
-        in this one. After a crash in the middle the next replay goes on with
-        what is left: no letter is lost, and at most one is sent twice.
+        Each letter gets ``max_attempts``, or one attempt if none was given.
+        Forwarders may add letters to the file meanwhile; this replay or the
+        next one posts them. After a crash the next replay continues with the
+        letters that are left: none is lost, and maximum one is posted twice.
 
         Raises:
             DeadLetterError: the file cannot be read or written, or another
@@ -136,22 +164,22 @@ class Forwarder:
         await letters.begin_replay()
         try:
             total = Replayed(delivered=0, remaining=0)
-            if await letters.has_rest():
-                # What an earlier replay has left comes first: it is older.
-                total = await self._replay_rest(letters)
+            if await letters.has_unfinished():
+                # The letters that an earlier replay has left come first, because they are older.
+                total = await self._replay_unfinished(letters)
                 if not await letters.has_letters():
                     return total
             await letters.set_aside()
-            newer = await self._replay_rest(letters)
+            newer = await self._replay_unfinished(letters)
         finally:
             letters.end_replay()
         return Replayed(
             delivered=total.delivered + newer.delivered, remaining=newer.remaining, unreadable=newer.unreadable
         )
 
-    async def _replay_rest(self, letters: LetterFile) -> Replayed:
+    async def _replay_unfinished(self, letters: LetterFile) -> Replayed:
         delivered = remaining = unreadable = number = 0
-        file, skip = await letters.open_rest()
+        file, skip = await letters.open_unfinished()
         with file:
             while line := await letters.next_line(file):
                 number += 1
@@ -165,9 +193,9 @@ class Forwarder:
                     delivered += 1
                 else:
                     remaining += 1
-                # What is done is not done again after a crash.
+                # So that a crash does not repeat it.
                 await letters.write_done(number)
-        await letters.forget_rest()
+        await letters.remove_unfinished()
         return Replayed(delivered=delivered, remaining=remaining + unreadable, unreadable=unreadable)
 
     async def _deliver(self, body: dict[str, Any], limit: int | None, dead_letters: LetterFile | None) -> bool:
@@ -178,7 +206,7 @@ class Forwarder:
             attempt += 1
             retry_after: float | None = None
             try:
-                await self._http.post(self._url, header, content, self._timeout)
+                await self._webhook.post(header, content)
             except AttemptError as exc:
                 why, retry_after = exc.reason, exc.retry_after
             else:
@@ -192,12 +220,12 @@ class Forwarder:
             if delay is None:
                 assert dead_letters is not None
                 letter = {
-                    "failedAt": iso(datetime.now(UTC)),
-                    "url": _without_query(self._url),
+                    "failedAt": write_time(datetime.now(UTC)),
+                    "url": self._webhook.address,
                     "attempts": attempt,
                     "why": why,
                 }
-                # The event as it was posted.
+                # The event exactly as it was posted.
                 await dead_letters.append(_strict_json(letter)[:-1] + b',"event":' + content + b"}")
                 self.dead += 1
             if self._on_failure is not None:
@@ -226,7 +254,7 @@ async def open_forwarder(
     on_failure: Callable[[FailedForward], None] | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Forwarder]:
-    """Open the way to a webhook endpoint. Entering makes no request; leaving closes the connections.
+    """Open a `Forwarder` to a webhook endpoint. Entering makes no request; leaving closes the connections.
 
     Example::
 
@@ -236,13 +264,13 @@ async def open_forwarder(
 
     Args:
         url: ``http`` or ``https``, without credentials.
-        timeout: for one attempt as a whole, in seconds. Default 30.
+        timeout: maximum duration of one attempt, in seconds. Default 30.
         retry: when a failed event is tried again; default ``RetryPolicy()``.
-            ``attempts_per_minute`` does not matter here.
-        max_attempts: how often an event is tried before it is put aside; None
-            for ever.
-        dead_letters: the file that events are put aside in, a JSON object a
-            line; needed with *max_attempts*.
+            ``attempts_per_minute`` has no effect here.
+        max_attempts: number of attempts before an event is put aside; None
+            for no maximum.
+        dead_letters: the file for events that are put aside, one JSON object
+            per line; required with *max_attempts*.
         on_failure: called after each failed attempt. It must be quick, and not raise.
         ssl_context: for an ``https`` endpoint.
 
@@ -250,7 +278,7 @@ async def open_forwarder(
         ConfigurationError: an option cannot be used.
     """
     target = Secret(url)
-    del url  # whatever is raised through this frame shows its names
+    del url  # a traceback shows the names of this frame
     fault = fault_of_url(target.reveal(), "https", "http")
     if fault is not None:
         raise ConfigurationError(f"the endpoint to forward to {fault}")
@@ -262,16 +290,14 @@ async def open_forwarder(
     check_callable("on_failure", on_failure)
     letters = None if dead_letters is None else path_of("dead_letters", dead_letters)
     settings = settings_of(endpoints=Endpoints(), retry=retry, ssl_context=ssl_context)
-    async with open_webhooks(
-        settings=settings,
-        url=target,
-        direct=is_loopback(urlsplit(target.reveal()).hostname or ""),
-        wall_clock=lambda: datetime.now(UTC),
+    async with open_http(
+        hosts={urlsplit(target.reveal()).hostname or ""},
+        secure=urlsplit(target.reveal()).scheme == "https",
+        secrets=(secret_of_query(target),),
+        ssl_context=settings.ssl_context,
     ) as http:
         yield Forwarder(
-            http,
-            target,
-            timeout=timeout,
+            _Webhook(http, target, timeout),
             policy=settings.retry,
             max_attempts=max_attempts,
             dead_letters=letters,
@@ -280,33 +306,28 @@ async def open_forwarder(
 
 
 def webhook_body(event: Event) -> dict[str, Any]:
-    """Return an event in the shape of Kadoa's webhooks: the payload stands under ``data``, and there is no cursor."""
+    """Return an event in the shape of Kadoa's webhooks: with the payload under ``data``, and without a cursor."""
     raw = event.raw
     payload = raw.get("message")
     return {
         "eventType": event.type,
         "id": event.id,
-        "timestamp": raw.get("timestamp") if event.timestamp is None else iso(event.timestamp),
+        "timestamp": raw.get("timestamp") if event.timestamp is None else write_time(event.timestamp),
         "data": raw.get("data") if payload is None else payload,
     }
 
 
-def _without_query(url: Secret) -> str:
-    # A query may hold a secret of the endpoint's.
-    return urlsplit(url.reveal())._replace(query="").geturl()
-
-
 def _header(event_type: str) -> str:
-    """Write an event type so that it can stand in an HTTP header."""
+    """Write an event type for an HTTP header."""
     text = event_type[:_MAX_HEADER]
-    # Whole characters: one has 12 at most.
+    # Cut whole characters. One has maximum 12 characters when it is encoded.
     while len(encoded := quote_from_bytes(text.encode(errors="surrogatepass"), _VISIBLE)) > _MAX_HEADER:
         text = text[: -max(1, (len(encoded) - _MAX_HEADER) // 12)]
     return encoded
 
 
 def _strict_json(body: dict[str, Any]) -> bytes:
-    """Write JSON that every parser reads, whatever `parse_json` has let through."""
+    """Write JSON that every parser reads, whatever `parse_json` has accepted."""
     try:
         try:
             return _dump(body)

@@ -1,16 +1,17 @@
-"""A file of dead letters: lines that are appended, and taken out by a replay beside running programs.
+"""A file of dead letters: programs append lines to it, and a replay takes lines out, at the same time.
 
-Beside the file stand, for a while::
+There are other files beside it, for a while::
 
     FILE.lock            locked while a letter is appended or the file is set aside
     FILE.replaying.lock  locked while a replay runs
-    FILE.replaying       what the replay has set aside
-    FILE.replayed        how many of its lines are done
+    FILE.replaying       the letters that the replay has set aside
+    FILE.replayed        the number of its lines that are done
 
-A letter is appended to the file that has the name at that time, and a file is
-set aside when nothing is being appended: no letter can end up in a file that
-a replay has read already. Killed at any instant, the next replay continues
-with what is left; no letter is lost, and at most one is delivered twice.
+Letters are appended to the file that has the name at that time, and it is set
+aside only while no letter is being appended, so no letter can be added to a
+file that a replay has read. If a replay is killed at any moment, the next one
+continues with the lines that are left: no letter is lost, and maximum one is
+delivered twice.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from ._errors import DeadLetterError
 from ._files import FileLock, open_file, sync_directory
 
 _LOCK_TIMEOUT: Final = 10.0
-"""How long another process may hold the lock for an append, in seconds; an append takes milliseconds."""
+"""Maximum time to wait for another process's lock, in seconds; an append takes milliseconds."""
 _LOCK_INTERVAL: Final = 0.01
-"""How often the lock is tried meanwhile, in seconds."""
+"""Time between attempts to take the lock, in seconds."""
 _MAX_COUNT: Final = 20
 """Maximum length of the text of a count, in bytes."""
 
@@ -51,7 +52,7 @@ class LetterFile:
         self._replay_lock = FileLock(path.with_name(path.name + ".replaying.lock"))
 
     async def append(self, line: bytes) -> None:
-        """Append a line; when this returns, no crash can lose it. Cancellation leaves it appended, or not.
+        """Append a line; when this returns, no crash can lose it. After a cancellation it may or may not be appended.
 
         Raises:
             DeadLetterError: it could not be appended.
@@ -59,48 +60,48 @@ class LetterFile:
         await self._exclusively(lambda: _append(self.path, line))
 
     async def begin_replay(self) -> None:
-        """Become the only replay of the file, until `end_replay`. Does not wait for another one.
+        """Become the only replay of the file, until `end_replay`. Fails, instead of waiting, if another one runs.
 
         Raises:
             DeadLetterError: another replay of it is running, or there is nothing to replay.
         """
         owner = await _guarded(self._begin_replay)
         if owner is not None:
-            raise DeadLetterError(f"{self.path}: another replay of it is running, in {owner}; nothing was posted")
+            raise DeadLetterError(f"{self.path}: another replay of it is running, in {owner}; no letter was posted")
 
     def _begin_replay(self) -> str | None:
-        # Before a lock is made in a directory where there is nothing to replay.
+        # First, so that no lock file is made where there is no file to replay.
         if not os.path.lexists(self._working):
             os.close(open_file(self.path, os.O_RDONLY))
         return self._replay_lock.take()
 
     def end_replay(self) -> None:
-        """Let others replay the file."""
+        """Allow other replays of the file."""
         self._replay_lock.release(remove=True)
 
-    async def has_rest(self) -> bool:
-        """Return whether an earlier replay has left something."""
+    async def has_unfinished(self) -> bool:
+        """Return whether an earlier replay has left letters."""
         return await _guarded(lambda: os.path.lexists(self._working))
 
     async def has_letters(self) -> bool:
-        """Return whether there is a file of letters that were put aside since."""
+        """Return whether the file exists, with letters that were appended since it was set aside."""
         return await _guarded(lambda: os.path.lexists(self.path))
 
     async def set_aside(self) -> None:
-        """Give the file to this replay; letters that are appended from now on are in a new one."""
+        """Set the file aside for this replay; letters that are appended from now on are in a new file."""
         await self._exclusively(self._set_aside)
 
     def _set_aside(self) -> None:
-        # The count means something only while there is a file set aside: it is removed before the next one is
-        # set aside, and after the last one is gone.
+        # The count is valid only for the file that is set aside, so it is removed before the next file is set aside,
+        # and after the last one is removed.
         os.close(open_file(self.path, os.O_RDONLY))
-        _read_count(self._done)  # refuses a file that is not a count
+        _read_count(self._done)  # raises for a file that is not a count
         self._done.unlink(missing_ok=True)
         self.path.rename(self._working)
         sync_directory(self.path.parent)
 
-    async def open_rest(self) -> tuple[BinaryIO, int]:
-        """Open what was set aside, and return it with the number of its lines that are done."""
+    async def open_unfinished(self) -> tuple[BinaryIO, int]:
+        """Open the file that was set aside, and return it with the number of its lines that are done."""
         done = await _guarded(lambda: _read_count(self._done))
         return await _guarded(lambda: open(open_file(self._working, os.O_RDONLY), "rb")), done
 
@@ -109,14 +110,14 @@ class LetterFile:
         return await _guarded(file.readline)
 
     async def write_done(self, count: int) -> None:
-        """Record that so many lines are done: a crash does not have them done again."""
+        """Record the number of lines that are done, so that a crash does not repeat them."""
         await _guarded(lambda: _write_count(self._done, count))
 
-    async def forget_rest(self) -> None:
-        """Remove what was set aside, when all of it is done."""
-        await _guarded(self._forget_rest)
+    async def remove_unfinished(self) -> None:
+        """Remove the file that was set aside, when all its lines are done."""
+        await _guarded(self._remove_unfinished)
 
-    def _forget_rest(self) -> None:
+    def _remove_unfinished(self) -> None:
         self._working.unlink()
         self._done.unlink(missing_ok=True)
 
@@ -144,7 +145,7 @@ class LetterFile:
 
 async def _guarded(function: Callable[[], T]) -> T:
     with _explained():
-        # Not abandoned when cancelled: a letter is written, or it is not.
+        # Not abandoned when cancelled, so that a letter is written as a whole or not at all.
         return await trio.to_thread.run_sync(function)
 
 
@@ -162,12 +163,12 @@ def _append(path: Path, line: bytes) -> None:
         size = file.seek(0, os.SEEK_END)
         torn = False
         if size:
-            # A crash may have cut the last line: it must not swallow this one.
+            # A crash may have cut the last line. This one must not become a part of it.
             file.seek(size - 1)
             torn = file.read(1) != b"\n"
-        rest = memoryview((b"\n" if torn else b"") + line + b"\n")
-        while rest:
-            rest = rest[file.write(rest) :]
+        unwritten = memoryview((b"\n" if torn else b"") + line + b"\n")
+        while unwritten:
+            unwritten = unwritten[file.write(unwritten) :]
         os.fsync(file.fileno())
     if not size:
         sync_directory(path.parent)
@@ -188,10 +189,10 @@ def _count(text: bytes, path: Path) -> int:
 
 
 def _write_count(path: Path, count: int) -> None:
-    # Whole, or not at all.
+    # By a rename, so that the count is whole at any moment.
     new = path.with_name(path.name + ".new")
     with open(open_file(new, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
-        _count(file.read(_MAX_COUNT + 1), new)  # refuses another file
+        _count(file.read(_MAX_COUNT + 1), new)  # raises for a file that is not a count
         file.truncate(0)
         file.seek(0)
         file.write(str(count).encode())

@@ -1,9 +1,9 @@
-"""Secrets, and what of foreign text may be shown, logged or kept.
+"""Secrets, and the parts of foreign text that may be shown, logged or stored.
 
 A secret is a `Secret` from the place where it enters the program to the line
-that sends it, so that a renderer of tracebacks with their local variables
-finds nothing. Text from outside (a server, a proxy, a file, the environment)
-passes `presentable` before it reaches a terminal, a log or an exception.
+that sends it, so that no secret is in a traceback that shows local variables.
+Text from outside (a server, a proxy, a file, the environment) passes
+`presentable` before it reaches a terminal, a log or an exception.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _IN_URLS: Final = "/:?@!$&'()*+,;="
 
 @final
 class Secret:
-    """A string that no repr, str, format or pickle shows; `reveal` gives it to the line that sends it.
+    """A string that repr, str, format and pickle do not show; `reveal` returns it, for the line that sends it.
 
     Args:
         value: the secret.
-        also: other texts that give it away, such as its encoded form.
+        also: other texts that show it, such as its encoded form.
 
-    What has fewer than 4 characters is replaced nowhere: it is in every text.
+    A value of fewer than 4 characters is not replaced, because it occurs in every text.
     """
 
     __slots__ = ("_also", "_fragments", "_spellings", "_value")
@@ -39,7 +39,7 @@ class Secret:
         self._fragments: frozenset[str] = frozenset()
 
     def reveal(self) -> str:
-        """Return the secret itself. Do not bind it to a name: pass it on."""
+        """Return the secret itself. Pass it on without binding it to a name, because tracebacks show names."""
         return self._value
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class Secret:
         found: set[str] = set()
         for value in (self._value, *self._also):
             found |= _spellings(value)
-        # The longest first: a part of one must not be replaced before the whole.
+        # The longest first, so that no part of a spelling is replaced before the whole.
         self._spellings = tuple(sorted(found, key=lambda one: (-len(one), one)))
         self._fragments = frozenset(
             one[place : place + _FRAGMENT] for one in self._spellings for place in range(len(one) - _FRAGMENT + 1)
@@ -103,7 +103,7 @@ def revealed(secret: Secret | None) -> str | None:
 
 
 def _spellings(value: object) -> set[str]:
-    """Give the ways in which servers and libraries write *value*: in URLs, JSON, reprs, and bytes taken for Latin-1."""
+    """Return the ways in which servers and libraries write *value*: in URLs, JSON, reprs, and as Latin-1."""
     if not isinstance(value, str):
         return set()
     data = value.encode(errors="replace")
@@ -133,10 +133,10 @@ def censor(text: str, *secrets: Secret) -> str:
 
 
 def presentable(text: str, limit: int, *secrets: Secret) -> str:
-    """Make foreign text safe to show: one line, printable, at most *limit* characters, without secrets.
+    """Make foreign text safe to show: one line, printable, maximum *limit* characters, without secrets.
 
-    A server may repeat the credential that it refuses, cut or in part, so
-    that any longer run of characters of a secret is replaced.
+    A server may repeat a part of the credential that it refuses, so every run
+    of 8 or more characters of a secret is replaced.
     """
     text = text[: limit * 10]
     if not text.isprintable():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import ssl
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from ._checks import check_count, check_flag, check_instance, check_seconds, ref
 from ._errors import ConfigurationError
 from ._events import Event
 from ._redact import Secret, presentable
+from ._urls import fault_of_url, is_loopback
 
 CLOSE_TIMEOUT = 1.0
 """Maximum duration of a closing handshake, in seconds; after it the socket is closed by force."""
@@ -131,26 +131,6 @@ class Endpoints:
             raise refusal("Endpoints.network", wanted, self.network)
 
 
-def fault_of_url(url: object, *schemes: str) -> str | None:
-    """Say what makes *url* unusable as the address of an endpoint, in words that hold nothing of it; None if nothing does."""
-    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
-    if not isinstance(url, str):
-        return f"must be a {wanted} URL, not {type(url).__name__}"
-    # urlsplit drops line breaks, tabs, and spaces at the ends. Spaces in the path are quoted when it is sent.
-    if not url.isprintable() or url != url.strip():
-        return "must hold no control characters, and no spaces at its ends"
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme not in schemes or not host or " " in host or port == 0:
-        return f"must be a {wanted} URL with a host, and with a port from 1 to 65535 if it has one"
-    if parts.username is not None or parts.password is not None or parts.fragment:
-        return "must hold no credentials or fragment"
-    return None
-
-
 def _fault_of_address(url: str, schemes: tuple[str, str], *, allow_insecure: bool) -> str | None:
     fault = fault_of_url(url, *schemes)
     if fault is not None:
@@ -185,21 +165,6 @@ def fits_header(key: Secret) -> bool:
     """Whether a key can be sent in a header: printable ASCII, not empty, no spaces at its ends."""
     value = key.reveal()
     return bool(value) and value.isascii() and value.isprintable() and value == value.strip()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether *host* is ``localhost`` itself or a literal loopback address.
-
-    Names that end in ``.localhost`` are not loopback here, because a resolver
-    may ask the DNS for them: RFC 6761, section 6.3, says that it should not,
-    and does not forbid it.
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _seconds(instance: object, attribute: attrs.Attribute[float], value: object) -> None:

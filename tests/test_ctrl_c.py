@@ -40,7 +40,7 @@ from kadoa_trio import CursorSession, MemoryCursorStore, Position, open_forwarde
 from kadoa_trio._contexts import async_context, sync_context
 from kadoa_trio._exits import clean_up
 from kadoa_trio.testing import PublishedEvent, open_simulated_kadoa
-from kadoa_trio.workspace import open_notifications
+from kadoa_trio.workspace import diagnose, open_notifications
 
 STRIDE = int(os.environ.get("KADOA_TRIO_CTRL_C_STRIDE", "11"))
 PROTECTED_STRIDE = 50 * STRIDE
@@ -233,7 +233,13 @@ async def leave_with_an_error() -> None:
             raise ValueError("the body's own")
 
 
-PROGRAMS = [receive_and_leave, ask_the_api, leave_with_an_error]
+async def diagnose_all() -> None:
+    async with open_simulated_kadoa() as kadoa:
+        found = await diagnose(kadoa.api_key, endpoints=kadoa.endpoints)
+        assert found.ok
+
+
+PROGRAMS = [receive_and_leave, ask_the_api, leave_with_an_error, diagnose_all]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -1,8 +1,8 @@
-"""The token request: what every answer means, that nothing hangs, and that the key stays inside.
+"""Requests: the meaning of every answer, limits of time and size, and the API key in no error and no log.
 
-Answers come from httpx's mock transport where only their meaning matters, from
-real servers on the loopback interface where the wire matters. After every
-test: the key is in no log record of any logger at any level.
+Answers come from httpx's mock transport if only their meaning matters, and from
+real servers on the loopback interface if the bytes matter. After every test, no
+log record of any logger at any level has the key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import trio.testing
 from _loopback import chain, everything_said, read_head, server_tls, serving, trusting_tls
 from _memory import MemoryServers
 
-from kadoa_trio import Timeouts
+from kadoa_trio import Timeouts, __version__
 from kadoa_trio._errors import (
     AttemptError,
     AuthenticationError,
@@ -40,18 +40,17 @@ from kadoa_trio._errors import (
     ProtocolError,
     RequestRefusedError,
 )
+from kadoa_trio._net._answers import describe, parse_retry_after
+from kadoa_trio._net._api import KadoaApi, Token, open_api
 from kadoa_trio._net._http import (
     _BYTES_A_CHUNK,
     _CHUNKS,
     _CHUNKS_AT_ONCE,
     MAX_ANSWER,
     HttpClient,
-    Token,
     default_ssl_context,
-    describe,
     open_http,
-    open_webhooks,
-    parse_retry_after,
+    secret_of_query,
 )
 from kadoa_trio._redact import Secret, censor, presentable
 from kadoa_trio._settings import Endpoints, Settings
@@ -67,7 +66,7 @@ def assert_no_secret(text: str) -> None:
 
 
 def assert_clean(error: BaseException) -> None:
-    """Nothing that the error keeps alive says the key, or is an exception of a library underneath."""
+    """Fail if the error, or an exception that it refers to, shows the key or belongs to a library underneath."""
     assert_no_secret(everything_said(error))
     for one in chain(error):
         assert isinstance(one, (KadoaError, ForeignError)), one
@@ -110,9 +109,9 @@ def plain(port: int, **options: Any) -> Settings:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[HttpClient]:
+async def opened(settings: Settings) -> AsyncIterator[KadoaApi]:
     with trio.fail_after(20):
-        async with open_http(api_key=Secret(KEY), settings=settings, wall_clock=lambda: NOW) as client:
+        async with open_api(api_key=Secret(KEY), settings=settings, wall_clock=lambda: NOW) as client:
             yield client
 
 
@@ -140,7 +139,7 @@ def answering(data: bytes) -> Callable[[trio.abc.Stream], Any]:
     return handler
 
 
-# --- what is asked, and a good answer ---
+# --- the requests, and a success ---
 
 
 async def test_request_is_the_documented_one() -> None:
@@ -157,6 +156,30 @@ async def test_request_is_the_documented_one() -> None:
     assert request.headers["x-api-key"] == KEY
     assert request.headers["content-type"] == "application/json"
     assert request.read() == b""
+
+
+async def test_every_request_names_the_client_and_those_with_the_key_as_the_sdks_do() -> None:
+    heads: dict[bytes, list[bytes]] = {}
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        while True:
+            lines = (await read_head(stream)).partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
+            heads[lines[0].split()[1]] = lines[1:]
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD))
+
+    async with serving(handler) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with opened(Settings(endpoints=Endpoints(public_api=url, realtime_api=url))) as client:
+            await client.fetch_token()
+            await client.call("GET", "/channels")
+            await client.acknowledge("e")
+    client_line = f"kadoa-trio/{__version__}".encode()
+    for lines in heads.values():
+        assert [line for line in lines if line.startswith(b"user-agent:")] == [b"user-agent: " + client_line]
+    token, call, acknowledgement = heads.values()
+    for lines in (token, call):
+        assert {b"x-sdk-language: python", b"x-sdk-version: " + client_line} < set(lines)
+    assert not any(line.startswith((b"x-sdk", b"x-api-key")) for line in acknowledgement)
 
 
 async def test_every_token_is_a_fresh_one_over_one_connection() -> None:
@@ -186,28 +209,30 @@ async def test_token_over_tls() -> None:
 
 def test_token_and_client_hide_their_secrets() -> None:
     assert "hush" not in repr(Token(Secret("hush"), "team-1"))
-    assert KEY not in repr(HttpClient(httpx.AsyncClient(), Secret(KEY), Settings(), lambda: NOW))
+    assert KEY not in repr(
+        KadoaApi(HttpClient(httpx.AsyncClient(), (Secret(KEY),), lambda: NOW), Secret(KEY), Settings())
+    )
 
 
-# --- what answers mean ---
+# --- the meaning of answers ---
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_refused_key_is_the_accounts_fault(status: int) -> None:
+async def test_401_and_403_are_an_authentication_error(status: int) -> None:
     error = await failure(mocked(saying(status, b'{"error": "no such key"}')))
     assert isinstance(error, AuthenticationError)
     assert (error.step, error.status, error.server_message) == ("token", status, "no such key")
 
 
 @pytest.mark.parametrize("status", [400, 402, 404, 405, 409, 410, 418, 422, 451, 499])
-async def test_other_4xx_is_final(status: int) -> None:
+async def test_every_other_4xx_is_a_refused_request(status: int) -> None:
     error = await failure(mocked(saying(status, b'{"message": "not like this"}')))
     assert isinstance(error, RequestRefusedError)
     assert (error.status, error.server_message) == (status, "not like this")
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599, 300, 301, 302, 304, 307])
-async def test_everything_else_may_pass(status: int) -> None:
+async def test_every_other_status_is_an_attempt_error(status: int) -> None:
     error = await failure(mocked(saying(status, b"busy", retry_after="7")))
     assert type(error) is AttemptError
     assert (error.step, error.status, error.retry_after) == ("token", status, 7.0)
@@ -293,13 +318,13 @@ async def test_retry_after_date_is_measured_against_the_given_clock() -> None:
         (b'{"message": "the key ' + KEY[:14].encode() + b'... is wrong"}', "the key [secret]... is wrong"),
     ],
 )
-async def test_words_of_the_server_are_made_safe(body: bytes, shown: str) -> None:
+async def test_message_of_the_server_is_made_safe(body: bytes, shown: str) -> None:
     error = await failure(mocked(saying(401, body)))
     assert isinstance(error, AuthenticationError)
     assert error.server_message == shown
 
 
-def test_cut_never_uncovers_a_secret() -> None:
+def test_cutting_a_text_shows_no_part_of_a_secret() -> None:
     for padding in range(20, 60):
         assert_no_secret(presentable("x" * padding + KEY, 64, Secret(KEY)))
     assert censor("", Secret(KEY)) == ""
@@ -379,7 +404,7 @@ async def test_broken_answer_is_an_attempt(data: bytes) -> None:
     assert error.reason
 
 
-# --- nothing hangs, nothing grows ---
+# --- limits of time and size ---
 
 
 @pytest.mark.parametrize("stage", ["never answers", "body never comes", "drips the head", "drips the body"])
@@ -510,12 +535,12 @@ async def test_compressed_refusal_is_known_by_its_status() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["identity", "", " Identity ,"])
-async def test_uncompressed_answer_may_say_so(encoding: str) -> None:
+async def test_uncompressed_answer_may_have_a_content_encoding(encoding: str) -> None:
     async with opened(mocked(saying(200, GOOD, content_encoding=encoding))) as client:
         assert (await client.fetch_token()).team_id == "team-1"
 
 
-async def test_compressed_success_of_a_request_without_an_answer_is_a_success() -> None:
+async def test_compressed_answer_to_an_acknowledgement_is_a_success() -> None:
     body = CountedBody(bomb(1_000_000))
 
     def answer(_request: httpx.Request) -> httpx.Response:
@@ -561,7 +586,7 @@ async def test_redirect_is_not_followed() -> None:
     assert visits == []
 
 
-async def test_cancelling_lets_go_at_once_and_the_client_still_works() -> None:
+async def test_cancelled_request_ends_at_once_and_the_client_still_works() -> None:
     waiting = trio.Event()
     gone = trio.Event()
 
@@ -604,7 +629,7 @@ async def test_cookies_of_a_server_are_not_sent_back() -> None:
     async with serving(handler) as port, opened(plain(port)) as client:
         for _ in range(5):
             await client.fetch_token()
-        assert not list(client._client.cookies.jar)
+        assert not list(client._http._client.cookies.jar)
     assert len(heads) == 5
     assert not any(b"cookie" in head.lower() for head in heads)
 
@@ -651,7 +676,7 @@ async def test_cancelled_request_leaves_no_generator_to_the_garbage_collector(
     assert [str(one.message) for one in recwarn] == []
 
 
-# --- the way to the endpoints ---
+# --- proxies and certificates ---
 
 
 async def refuse_to_be_asked(stream: trio.abc.Stream) -> None:
@@ -661,7 +686,7 @@ async def refuse_to_be_asked(stream: trio.abc.Stream) -> None:
 @pytest.mark.sockets
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_loopback_is_reached_directly_whatever_proxy_is_named(
+async def test_loopback_is_reached_directly_with_any_proxy_in_the_environment(
     monkeypatch: pytest.MonkeyPatch, variable: str, host: str
 ) -> None:
     data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
@@ -674,7 +699,7 @@ async def test_loopback_is_reached_directly_whatever_proxy_is_named(
 
 
 @pytest.mark.sockets
-async def test_other_hosts_go_through_the_proxy_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_hosts_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
 
     async def proxy(stream: trio.abc.Stream) -> None:
@@ -690,7 +715,7 @@ async def test_other_hosts_go_through_the_proxy_that_is_named(monkeypatch: pytes
     assert isinstance(error, AttemptError)
 
 
-async def test_proxy_is_not_looked_at_for_loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_is_not_read_if_all_endpoints_are_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://unusable")
     local = "http://[::1]:1"
     async with opened(Settings(endpoints=Endpoints(public_api=local, realtime_api=local, websocket="ws://[::1]:1"))):
@@ -717,13 +742,13 @@ async def test_unusable_certificates_of_the_environment_are_a_configuration_erro
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setenv(variable, str(path))
     with pytest.raises(ConfigurationError, match=f"the environment variable {variable} names") as caught:
-        async with open_http(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
+        async with open_api(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
             pytest.fail("opened")
     assert str(caught.value).isprintable()
     assert_clean(caught.value)
 
 
-# --- secrets, and what cannot be opened ---
+# --- secrets, and clients that cannot be opened ---
 
 
 async def test_key_that_the_server_repeats_is_censored_in_the_logs(logs: pytest.LogCaptureFixture) -> None:
@@ -731,7 +756,7 @@ async def test_key_that_the_server_repeats_is_censored_in_the_logs(logs: pytest.
     async with serving(answering(data)) as port:
         await failure(plain(port))
     said = "\n".join(record.getMessage() for record in logs.records)
-    # The records are there, so their silence about the key means something.
+    # The records exist, so that the search for the key means something.
     assert "X-Echo" in said
     assert "[secret]" in said
     assert_no_secret(said)
@@ -745,11 +770,11 @@ async def test_records_outside_of_our_requests_pass_untouched(logs: pytest.LogCa
 
 
 @pytest.mark.parametrize("key", ["", " ", f" {KEY}", f"{KEY}\n", f"{KEY}\r\nx: y", f"{KEY}é", f"{KEY}\x00"])
-async def test_key_that_cannot_stand_in_a_header_is_refused_unseen(key: str) -> None:
+async def test_key_that_a_header_cannot_hold_is_refused_and_not_shown(key: str) -> None:
     given = Secret(key)
     del key  # the traceback shows this frame, too
     with pytest.raises(ConfigurationError) as caught:
-        async with open_http(api_key=given, settings=mocked(saying(200, GOOD)), wall_clock=lambda: NOW):
+        async with open_api(api_key=given, settings=mocked(saying(200, GOOD)), wall_clock=lambda: NOW):
             pytest.fail("opened")
     assert_clean(caught.value)
 
@@ -757,7 +782,7 @@ async def test_key_that_cannot_stand_in_a_header_is_refused_unseen(key: str) -> 
 async def test_unusable_proxy_is_a_configuration_error_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", f"gopher://user:{KEY}@proxy")
     with pytest.raises(ConfigurationError) as caught:
-        async with open_http(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
+        async with open_api(api_key=Secret(KEY), settings=Settings(), wall_clock=lambda: NOW):
             pytest.fail("opened")
     assert_clean(caught.value)
 
@@ -774,7 +799,7 @@ async def test_unexpected_exception_of_the_library_is_a_bug_without_its_tracebac
 @pytest.mark.parametrize("query", ["key=a b^c d", "key=wörd", 'k="a" {b}', "key=my%20key", "key=a+b c&v=1"])
 async def test_query_of_a_webhook_is_hidden_as_it_is_sent(query: str) -> None:
     url = f"http://127.0.0.1:1/hook?{query}"
-    async with open_webhooks(settings=Settings(), url=Secret(url), direct=True, wall_clock=lambda: NOW) as client:
+    async with open_http(hosts={"127.0.0.1"}, secure=False, secrets=(secret_of_query(Secret(url)),)) as client:
         assert client.censor(f"POST {httpx.URL(url)} failed") == "POST http://127.0.0.1:1/hook?[secret] failed"
         assert client.censor(f"POST {url} failed") == "POST http://127.0.0.1:1/hook?[secret] failed"
 
@@ -783,10 +808,3 @@ async def test_error_in_the_block_comes_out_bare() -> None:
     with pytest.raises(ZeroDivisionError):
         async with opened(mocked(saying(200, GOOD))):
             raise ZeroDivisionError
-
-
-def test_httpx_is_imported_in_one_module_only() -> None:
-    package = Path(__file__).parent.parent / "kadoa_trio"
-    users = [path.name for path in package.rglob("*.py") if "import httpx" in path.read_text()]
-    assert "_http.py" in users
-    assert [name for name in users if name != "_http.py" and not name.startswith("_sim")] == ["_http.py"][1:]

@@ -1,9 +1,8 @@
-"""The notifications API, setting up a workspace, and the diagnosis; mostly in memory, on virtual time."""
+"""Kadoa's notifications API: channels, settings, test events and the log, in memory, on virtual time."""
 
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,35 +10,21 @@ from typing import Any
 
 import pytest
 import trio
-from _loopback import accept, everything_said, frame, read_head, server_tls, serving, trusting_tls
+from _loopback import everything_said
 
 from kadoa_trio import (
     AttemptError,
     AuthenticationError,
     ConfigurationError,
-    Endpoints,
     ProtocolError,
     RequestRefusedError,
 )
 from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 from kadoa_trio.workspace import (
-    AddChannel,
-    CreateChannel,
-    CreateSetting,
-    Diagnosis,
-    DiagnosisStep,
-    EnableSetting,
     Notifications,
     Setting,
-    SetupError,
-    Verdict,
-    apply_plan,
-    diagnose,
     open_notifications,
-    plan_streaming,
 )
-
-EVENTS = ["workflow_failed", "workflow_finished"]
 
 
 @asynccontextmanager
@@ -51,9 +36,6 @@ async def workspace(*, empty: bool = False) -> AsyncIterator[tuple[SimulatedKado
         if empty:
             kadoa.workspace.clear()
         yield kadoa, notifications
-
-
-# ---- the API -------------------------------------------------------------------------------------------------------
 
 
 async def test_channels_and_settings_are_read_and_made() -> None:
@@ -73,7 +55,7 @@ async def test_channels_and_settings_are_read_and_made() -> None:
         assert "workflow_failed" in await notifications.event_types()
 
 
-async def test_test_event_comes_over_the_socket(autojump_clock: Any, pair: Any) -> None:
+async def test_test_event_arrives_on_the_socket(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime), open_notifications(kadoa.api_key, endpoints=kadoa.endpoints) as api:
         event_id = await api.send_test("workflow_failed", workflow_id="wf_5")
         event = await realtime.events.receive()
@@ -186,7 +168,7 @@ async def test_odd_field_is_named_by_its_path() -> None:
 @pytest.mark.parametrize(
     "shape", ['{"channels":["c1","c2"]}', '{"channels":[{"id":"c1"},{"id":"c2"}]}', '{"channelIds":["c1","c2"]}']
 )
-async def test_channels_of_a_setting_are_read_however_they_are_told(shape: str) -> None:
+async def test_channels_of_a_setting_are_read_in_every_shape(shape: str) -> None:
     async with workspace() as (kadoa, notifications):
         row = {"id": "s", "eventType": "workflow_failed", **json.loads(shape)}
         kadoa.faults.api_body = json.dumps({"data": {"settings": [row]}}).encode()
@@ -196,7 +178,7 @@ async def test_channels_of_a_setting_are_read_however_they_are_told(shape: str) 
 
 async def test_setting_with_unknown_channels_is_not_overwritten() -> None:
     async with workspace() as (_kadoa, notifications):
-        with pytest.raises(ValueError, match="channels are not known"):
+        with pytest.raises(ValueError, match="channels of the setting are not known"):
             await notifications.update_setting(Setting(id="s", event_type="workflow_failed"), enabled=True)
 
 
@@ -205,274 +187,3 @@ async def test_no_key_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigurationError, match="KADOA_API_KEY"):
         async with open_notifications():
             pass
-
-
-# ---- setting up ----------------------------------------------------------------------------------------------------
-
-
-async def test_plan_for_a_new_workspace_makes_everything_and_then_nothing() -> None:
-    async with workspace(empty=True) as (kadoa, notifications):
-        plan = await plan_streaming(notifications, EVENTS)
-        assert plan.steps == (CreateChannel(), CreateSetting(EVENTS[0]), CreateSetting(EVENTS[1]))
-        assert kadoa.workspace.channels == []  # planning changes nothing
-        channel = await apply_plan(notifications, plan)
-        assert channel is not None
-        again = await plan_streaming(notifications, EVENTS)
-        assert again.steps == ()
-        assert again.channel == channel
-        assert len(again.in_place) == 2
-        assert again.warnings == ()
-
-
-async def test_plan_keeps_the_channels_that_a_setting_has() -> None:
-    async with workspace(empty=True) as (kadoa, notifications):
-        mail = kadoa.workspace.add_channel("EMAIL")
-        kadoa.workspace.add_setting("workflow_failed", [mail], "wf_1")
-        plan = await plan_streaming(notifications, ["workflow_failed"], ["wf_1", "wf_2"])
-        assert [type(step) for step in plan.steps] == [CreateChannel, AddChannel, CreateSetting]
-        # Somebody adds one between the plan and its step.
-        slack = kadoa.workspace.add_channel("SLACK")
-        kadoa.workspace.settings[0]["channelIds"] = [mail, slack]
-        channel = await apply_plan(notifications, plan)
-        assert channel is not None
-        assert kadoa.workspace.settings[0]["channelIds"] == [mail, slack, channel.id]
-        assert kadoa.workspace.streams("workflow_failed", "wf_2")
-
-
-async def test_disabled_setting_is_left_alone_unless_asked() -> None:
-    async with workspace() as (kadoa, notifications):
-        setting = kadoa.workspace.find("workflow_failed", None)
-        assert setting is not None
-        setting["enabled"] = False
-        plan = await plan_streaming(notifications, ["workflow_failed"])
-        assert plan.steps == ()
-        assert "disabled" in plan.warnings[0]
-        plan = await plan_streaming(notifications, ["workflow_failed"], enable=True)
-        assert [type(step) for step in plan.steps] == [EnableSetting]
-        await apply_plan(notifications, plan)
-        assert setting["enabled"] is True
-
-
-async def test_workflow_that_hides_the_workspace_is_named() -> None:
-    async with workspace() as (kadoa, notifications):
-        mail = kadoa.workspace.add_channel("EMAIL")
-        kadoa.workspace.add_setting("workflow_failed", [mail], "wf_77")
-        plan = await plan_streaming(notifications, ["workflow_failed"])
-        assert plan.steps == ()
-        assert "wf_77" in plan.warnings[0]
-
-
-async def test_somebody_else_was_faster() -> None:
-    async with workspace(empty=True) as (kadoa, notifications):
-        plan = await plan_streaming(notifications, ["workflow_failed"])
-        other = kadoa.workspace.add_channel("WEBSOCKET")
-        mail = kadoa.workspace.add_channel("EMAIL")
-        kadoa.workspace.add_setting("workflow_failed", [mail])
-        channel = await apply_plan(notifications, plan)
-        assert channel is not None
-        assert channel.id == other
-        assert kadoa.workspace.settings[0]["channelIds"] == [mail, other]
-
-
-async def test_template_and_refusals_are_explained() -> None:
-    async with workspace() as (kadoa, notifications):
-        kadoa.workspace.linked_workflows.add("wf_1")
-        plan = await plan_streaming(notifications, ["workflow_failed"], ["wf_1"])
-        with pytest.raises(SetupError, match="linked to a template") as caught:
-            await apply_plan(notifications, plan)
-        assert isinstance(caught.value.__cause__, RequestRefusedError)
-        plan = await plan_streaming(notifications, ["no_such_event"])
-        with pytest.raises(SetupError, match="does not know the event type"):
-            await apply_plan(notifications, plan)
-
-
-@pytest.mark.parametrize("events", [[], "workflow_failed", [""], [5]])
-async def test_odd_event_types_are_refused_before_anything_is_asked(events: Any) -> None:
-    async with workspace() as (kadoa, notifications):
-        kadoa.faults.api_status = 500
-        with pytest.raises(ConfigurationError):
-            await plan_streaming(notifications, events)
-
-
-# ---- the diagnosis -------------------------------------------------------------------------------------------------
-
-NAMES = ["key", "token", "channel", "dns", "tcp", "tls", "handshake", "subscription", "heartbeat", "test event"]
-
-
-def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
-    assert [step.name for step in diagnosis.steps] == NAMES
-    for step in diagnosis.steps:
-        assert step.seconds >= 0
-        assert step.verdict is not Verdict.FAILED or step.advice, f"{step} says nothing to do"
-    return {step.name: step.verdict.value for step in diagnosis.steps}
-
-
-async def test_healthy_kadoa_is_well(autojump_clock: Any) -> None:
-    told: list[DiagnosisStep] = []
-    async with open_simulated_kadoa() as kadoa:
-        diagnosis = await diagnose(kadoa.api_key, endpoints=kadoa.endpoints, on_step=told.append)
-        assert diagnosis.ok
-        assert diagnosis.first_failure is None
-        assert tuple(told) == diagnosis.steps
-        found = verdicts(diagnosis)
-        assert {found[name] for name in ("dns", "tcp", "tls")} == {"skipped"}
-        assert {found[name] for name in NAMES if name not in ("dns", "tcp", "tls")} == {"ok"}
-        assert kadoa.workspace.tests == [("workflow_finished", None)]
-        assert not any(kadoa.api_key in step.detail + step.advice for step in told)
-
-
-@pytest.mark.parametrize(
-    ("faults", "step", "words"),
-    [
-        ({"token_status": 401, "token_body": b'{"error":"no such key"}'}, "token", "no such key"),
-        ({"token_status": 403, "token_body": b"<html>Blocked by policy</html>"}, "token", "proxy or firewall"),
-        ({"token_status": 407, "token_body": b"<html>Proxy</html>"}, "token", "credentials"),
-        ({"token_status": 503}, "token", "status page"),
-        ({"token_status": 429}, "token", "Too many requests"),
-        ({"token_hang": True}, "token", "no answer within 10 s"),
-        ({"api_status": 500}, "channel", "HTTP 500"),
-        ({"handshake_status": 401}, "handshake", "both endpoints are of one Kadoa"),
-        ({"handshake_status": 502}, "handshake", "status page"),
-        ({"handshake_hang": True}, "handshake", "no answer within 10 s"),
-        ({"accept_then_close": 1008}, "heartbeat", "ended the connection with 1008: simulated"),
-        ({"no_heartbeats": True}, "heartbeat", "no frame within 30 s"),
-    ],
-)
-async def test_fault_is_found_at_its_step(autojump_clock: Any, faults: dict[str, Any], step: str, words: str) -> None:
-    async with open_simulated_kadoa() as kadoa:
-        with kadoa.suffering(**faults):
-            diagnosis = await diagnose(kadoa.api_key, endpoints=kadoa.endpoints)
-        verdicts(diagnosis)
-        failure = diagnosis.first_failure
-        assert failure is not None
-        assert failure.name == step
-        assert words in failure.detail + failure.advice
-
-
-async def test_workspace_without_channel_or_events_is_told_apart(autojump_clock: Any) -> None:
-    async with open_simulated_kadoa() as kadoa:
-        kadoa.workspace.settings.clear()
-        failure = (await diagnose(kadoa.api_key, endpoints=kadoa.endpoints, test_event=None)).first_failure
-        assert failure is not None
-        assert "no event type is sent to it" in failure.detail
-        kadoa.workspace.channels.clear()
-        diagnosis = await diagnose(kadoa.api_key, endpoints=kadoa.endpoints)
-        failure = diagnosis.first_failure
-        assert failure is not None
-        assert "no WebSocket channel is configured" in failure.detail
-        assert verdicts(diagnosis)["test event"] == "failed"
-
-
-async def test_event_with_another_id_than_the_api_named_is_a_warning(autojump_clock: Any) -> None:
-    async with open_simulated_kadoa() as kadoa, trio.open_nursery() as nursery:
-        kadoa.workspace.settings.clear()  # the test event does not come
-
-        @nursery.start_soon
-        async def another_one() -> None:
-            while not kadoa.workspace.tests:  # noqa: ASYNC110  # it has no event
-                await trio.sleep(1)
-            kadoa.publish("workflow_finished")
-
-        found = verdicts(await diagnose(kadoa.api_key, endpoints=kadoa.endpoints))
-        assert found["test event"] == "warning"
-
-
-@pytest.mark.parametrize("key", ["", "with space ", "ключ", "line\n"])
-async def test_unusable_key_still_shows_whether_the_way_is_free(
-    key: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
-) -> None:
-    monkeypatch.setenv("KADOA_API_KEY", key)
-    async with open_simulated_kadoa() as kadoa:
-        found = verdicts(await diagnose(endpoints=kadoa.endpoints))
-        assert found["key"] == "failed"
-        assert found["token"] == found["channel"] == found["handshake"] == "skipped"
-        assert kadoa.token_requests == 0
-
-
-async def test_wrong_option_is_an_error_and_not_a_step() -> None:
-    with pytest.raises(ConfigurationError):
-        await diagnose("key", event_timeout=0)
-    with pytest.raises(ConfigurationError):
-        await diagnose("key", endpoints=Endpoints(websocket="http://x"))
-
-
-# Real sockets, where the way itself is what fails.
-
-
-async def kadoa_in_tls(stream: trio.abc.Stream) -> None:
-    head = await read_head(stream)
-    if head.startswith(b"POST /v4"):
-        body = b'{"access_token":"t","team_id":"team"}'
-    else:
-        body = b'{"data":{"channels":[{"id":"c","channelType":"WEBSOCKET"}],"settings":[]}}'
-    await stream.send_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-
-
-async def socket_in_tls(stream: trio.abc.Stream) -> None:
-    await accept(stream, frame(b'{"type":"heartbeat"}'))
-    await trio.sleep_forever()
-
-
-@pytest.mark.sockets
-async def test_tls_is_looked_at() -> None:
-    tls = server_tls("localhost")
-    async with serving(kadoa_in_tls, tls=tls) as api, serving(socket_in_tls, tls=tls) as ws:
-        endpoints = Endpoints(public_api=f"https://localhost:{api}", websocket=f"wss://localhost:{ws}")
-        with trio.fail_after(60):
-            found = await diagnose("key-for-tests", endpoints=endpoints, ssl_context=trusting_tls(), test_event=None)
-            steps = {step.name: step for step in found.steps}
-            assert "certificate by trustme" in steps["tls"].detail
-            assert steps["heartbeat"].verdict is Verdict.OK
-            # As behind a proxy that reads TLS with an authority of its own.
-            found = await diagnose(
-                "key-for-tests", endpoints=endpoints, ssl_context=ssl.create_default_context(), test_event=None
-            )
-            steps = {step.name: step for step in found.steps}
-            assert steps["token"].verdict is steps["tls"].verdict is Verdict.FAILED
-            assert "trust its authority" in steps["tls"].advice
-
-
-@pytest.mark.sockets
-async def test_blocked_websocket_is_told_from_a_refused_key() -> None:
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    closed = listeners[0].socket.getsockname()[1]
-    await listeners[0].aclose()
-    async with open_simulated_kadoa(loopback=True) as kadoa:
-        endpoints = Endpoints(public_api=kadoa.endpoints.public_api, websocket=f"ws://127.0.0.1:{closed}")
-        with trio.fail_after(60):
-            found = await diagnose(kadoa.api_key, endpoints=endpoints)
-        failure = found.first_failure
-        assert failure is not None
-        assert failure.name == "tcp"
-        assert "Connection refused" in failure.detail
-        assert f"port {closed}" in failure.advice
-        assert verdicts(found)["token"] == "ok"
-
-
-@pytest.mark.sockets
-async def test_blocked_api_is_not_taken_for_the_websocket() -> None:
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    closed = listeners[0].socket.getsockname()[1]
-    await listeners[0].aclose()
-    async with serving(socket_in_tls) as ws:
-        endpoints = Endpoints(public_api=f"http://127.0.0.1:{closed}", websocket=f"ws://127.0.0.1:{ws}")
-        with trio.fail_after(60):
-            failure = (await diagnose("key-for-tests", endpoints=endpoints)).first_failure
-        assert failure is not None
-        assert failure.name == "token"
-        assert f"allow 127.0.0.1 on port {closed}" in failure.advice
-
-
-@pytest.mark.sockets
-async def test_page_instead_of_an_upgrade_is_found() -> None:
-    async def page(stream: trio.abc.Stream) -> None:
-        await read_head(stream)
-        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>")
-
-    async with open_simulated_kadoa(loopback=True) as kadoa, serving(page) as port:
-        endpoints = Endpoints(public_api=kadoa.endpoints.public_api, websocket=f"ws://127.0.0.1:{port}")
-        with trio.fail_after(60):
-            failure = (await diagnose(kadoa.api_key, endpoints=endpoints)).first_failure
-        assert failure is not None
-        assert failure.name == "handshake"
-        assert "firewall or proxy" in failure.advice

@@ -1,4 +1,4 @@
-"""Through an HTTP proxy to a WebSocket: which way is taken, what the proxy is told, and what it must not be able to do."""
+"""WebSockets through an HTTP proxy: when it is used, what it is sent, and how each of its faults is reported."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kadoa_trio._errors import AttemptError
 from kadoa_trio._net._proxy import Proxy, ProxyError, find_proxy, open_tunnel, proxy_secrets
 from kadoa_trio._net._socket import open_socket
 from kadoa_trio._redact import Secret, censor
-from kadoa_trio._settings import Settings, is_loopback
+from kadoa_trio._settings import Settings
 from kadoa_trio.workspace import diagnose
 
-PASSWORD = "pr0xy-pass/word"  # of nobody
+PASSWORD = "pr0xy-pass/word"  # not a real one
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -45,7 +45,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"https_proxy": "http://p:port"}, "wss", "realtime.kadoa.com", None),
     ],
 )
-def test_environment_decides_the_way(
+def test_environment_names_the_proxy(
     environment: dict[str, str],
     scheme: str,
     host: str,
@@ -83,26 +83,6 @@ def test_all_credentials_of_the_environment_are_known_as_secrets(monkeypatch: py
     encoded = [base64.b64encode(one.encode()).decode() for one in (f"me:{PASSWORD}", "you:other-password")]
     text = " ".join([PASSWORD, PASSWORD.replace("/", "%2F"), "other-password", *encoded])
     assert censor(text, *proxy_secrets()) == "[secret] [secret] [secret] [secret] [secret]"
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("127.0.0.1", True),
-        ("127.9.9.9", True),
-        ("::1", True),
-        ("kadoa.localhost", False),
-        ("localhost.", False),
-        (".localhost", False),
-        ("localhost.example", False),
-        ("0.0.0.0", False),
-        ("10.0.0.1", False),
-        ("127.1", False),
-    ],
-)
-def test_loopback_is_a_literal_address_or_localhost_itself(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize("name", ["public_api", "realtime_api", "websocket"])
@@ -182,7 +162,7 @@ async def test_websocket_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch, s
     [
         (b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "answered HTTP 407"),
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nnope!", "answered HTTP 403"),
-        (b"HTTP/1.1 200 OK\r\n\r\nsurprise", "what nobody asked for"),
+        (b"HTTP/1.1 200 OK\r\n\r\nsurprise", "sent data before it was asked for any"),
         (b"SSH-2.0-OpenSSH\r\n", "does not speak HTTP"),
         (b"", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, "does not speak HTTP"),
@@ -239,7 +219,7 @@ async def test_proxy_that_hangs_meets_the_deadline(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.sockets
-async def test_diagnosis_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_diagnosis_uses_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -255,5 +235,5 @@ async def test_diagnosis_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> N
     assert not any(PASSWORD in step.detail + step.advice for step in found.steps)
 
 
-def test_proxies_have_short_names() -> None:
+def test_proxy_is_shown_as_host_and_port() -> None:
     assert str(Proxy("p", 3128, False, Secret("Basic x"))) == "p:3128"

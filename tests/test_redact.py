@@ -71,7 +71,7 @@ def test_secret_given_encoded_is_replaced_decoded() -> None:
     assert censor("is <my key> known?", Secret("my%20key")) == "is <[secret]> known?"
 
 
-def test_text_of_a_few_characters_is_no_secret() -> None:
+def test_value_of_fewer_than_4_characters_is_not_replaced() -> None:
     assert censor("a bad day for abcd", Secret("", "a", "bad", "abcd")) == "a bad day for [secret]"
     assert censor("a bad day", Secret("a"), Secret("bad")) == "a bad day"
 
@@ -175,7 +175,7 @@ async def test_team_of_a_saved_position_is_named_in_one_printable_line(autojump_
         assert len(str(caught.value)) < 1_000
 
 
-def test_command_says_one_printable_line_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_one_printable_line_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
     say(HOSTILE)
     said = capsys.readouterr().err
     assert said.endswith("\n")

@@ -780,7 +780,7 @@ async def test_rows_that_name_no_event_are_told(autojump_clock: Any) -> None:
 async def test_server_that_ignores_the_times_does_not_flood(
     autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_notifications, "iso", lambda time: (time - timedelta(days=9)).isoformat())
+    monkeypatch.setattr(_notifications, "write_time", lambda time: (time - timedelta(days=9)).isoformat())
     async with server() as kadoa:
         kadoa.publish_many(20)
         await trio.sleep(HOUR)

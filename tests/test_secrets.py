@@ -164,7 +164,7 @@ async def failure(leaks: Leaks, **options: Any) -> KadoaError:
     ("fault", "secure"),
     [*((fault, False) for fault in FAULTS), *((f"handshake {how}", True) for how in ("echoed", "hangs", "reset"))],
 )
-async def test_no_fault_gets_a_secret_out(autojump_clock: Any, leaks: Leaks, fault: str, secure: bool) -> None:
+async def test_no_fault_shows_a_secret(autojump_clock: Any, leaks: Leaks, fault: str, secure: bool) -> None:
     answer, websocket, kind = FAULTS[fault]
     servers = MemoryServers(answer, websocket)
     addresses = {**LOCAL, "websocket": "wss://127.0.0.1:1"} if secure else LOCAL
@@ -238,7 +238,7 @@ async def test_token_in_the_type_of_a_frame_is_not_logged(
         while realtime.notices.statistics().current_buffer_used:
             notices.append(await realtime.notices.receive())
         leaks.search(repr(notices), *map(str, notices), repr(realtime.statistics()))
-    # The records are there, so their silence means something.
+    # The records exist, so that the search means something.
     assert sum("ignored a frame" in record.getMessage() for record in caplog.records) == 3
     assert "control.[secret]" in caplog.text
 
@@ -285,7 +285,7 @@ async def echoing_proxy(stream: trio.abc.Stream) -> None:
 
 
 @pytest.mark.sockets
-async def test_proxy_that_repeats_its_password_does_not_spread_it(
+async def test_password_that_a_proxy_repeats_is_not_shown(
     leaks: Leaks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     quoted = quote(PASSWORD, safe="")

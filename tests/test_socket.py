@@ -36,7 +36,7 @@ from _loopback import (
     upgrade,
 )
 
-from kadoa_trio import Limits, Timeouts
+from kadoa_trio import Limits, Timeouts, __version__
 from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
 from kadoa_trio._net._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
 from kadoa_trio._redact import Secret
@@ -99,7 +99,7 @@ async def ends(opened: Socket) -> SocketEnd:
 # Opening.
 
 
-async def test_request_carries_path_token_and_host() -> None:
+async def test_request_carries_path_token_host_and_client() -> None:
     heads: list[bytes] = []
 
     async def handler(stream: trio.abc.Stream) -> None:
@@ -113,7 +113,12 @@ async def test_request_carries_path_token_and_host() -> None:
                 assert await opened.receive() == "hello"
             head = heads.pop().splitlines()
             assert head[0] == b"GET " + sent + b"?access_token=" + QUOTED.encode() + b" HTTP/1.1"
-            assert b"host: 127.0.0.1:%d" % port in [line.lower() for line in head]
+            fields = [line.lower() for line in head[1:]]
+            assert fields.count(b"host: 127.0.0.1:%d" % port) == 1
+            assert [line for line in fields if line.startswith(b"user-agent:")] == [
+                f"user-agent: kadoa-trio/{__version__}".encode()
+            ]
+            assert sum(line.startswith(b"sec-websocket-key:") for line in fields) == 1
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,7 @@ async def test_server_that_never_answers_the_upgrade() -> None:
     assert (error.step, error.reason, error.status) == ("handshake", "no answer within 0.2 s", None)
 
 
-async def test_server_that_drips_an_answer_without_end() -> None:
+async def test_server_that_sends_an_endless_answer_slowly() -> None:
     async def handler(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(b"HTTP/1.1 101 Switching Protocols\r\n")
@@ -212,7 +217,7 @@ async def test_refused_token(status: int, keep_open: bool) -> None:
 
 
 @pytest.mark.parametrize("echoed", [TOKEN, QUOTED, TOKEN[:20], TOKEN[10:]])
-async def test_refusal_that_repeats_the_token_does_not_spread_it(echoed: str) -> None:
+async def test_token_that_a_refusal_repeats_is_not_shown(echoed: str) -> None:
     body = f"bad token {echoed} refused".encode()
     error = await answered(b"HTTP/1.1 401 No\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     assert isinstance(error, AuthenticationError)
@@ -230,7 +235,9 @@ async def test_refusal_that_repeats_the_token_does_not_spread_it(echoed: str) ->
         (302, b"Location: https://elsewhere.invalid/\r\n", None),
     ],
 )
-async def test_refusal_for_now(status: int, retry_after: bytes, seconds: float | None) -> None:
+async def test_refusal_that_may_pass_is_an_attempt_error(
+    status: int, retry_after: bytes, seconds: float | None
+) -> None:
     error = await answered(b"HTTP/1.1 %d X\r\n%sContent-Length: 0\r\n\r\n" % (status, retry_after))
     assert type(error) is AttemptError
     assert (error.step, error.status, error.retry_after) == ("handshake", status, seconds)
@@ -298,7 +305,7 @@ async def test_compressed_frame_ends_the_socket() -> None:
     assert (end.kind, end.code) == (EndKind.PROTOCOL, 1002)
 
 
-async def test_stalled_refusal_does_not_cost_the_whole_timeout(autojump_clock: trio.testing.MockClock) -> None:
+async def test_stalled_refusal_ends_before_the_timeout(autojump_clock: trio.testing.MockClock) -> None:
     async def server(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 1000\r\n\r\nX")
@@ -348,7 +355,7 @@ async def test_server_that_echoes_the_request(logs: pytest.LogCaptureFixture) ->
     async with serving(handler) as port:
         error = await opening_fails(dial(port))
     assert isinstance(error, ProtocolError)
-    # The library has logged it; the fixture looks for the token.
+    # The library has logged it; the fixture searches for the token.
     assert "remote protocol error" in logs.text
 
 
@@ -399,7 +406,7 @@ async def test_tls_with_a_trusted_certificate() -> None:
             assert await ends(opened) == SocketEnd(EndKind.CLOSED, 1001, "Server shutting down")
 
 
-async def test_tls_with_an_unknown_authority_says_so() -> None:
+async def test_tls_with_an_unknown_authority_is_named() -> None:
     async def handler(stream: trio.abc.Stream) -> None:
         await trio.sleep_forever()
 
@@ -412,7 +419,7 @@ async def test_tls_with_an_unknown_authority_says_so() -> None:
     assert "certificate" in str(error.__cause__.__cause__)  # type: ignore[union-attr]
 
 
-async def test_tls_with_a_certificate_for_another_host_says_so() -> None:
+async def test_tls_with_a_certificate_for_another_host_is_named() -> None:
     async def handler(stream: trio.abc.Stream) -> None:
         await trio.sleep_forever()
 
@@ -452,7 +459,7 @@ async def test_tls_handshake_that_does_not_end(hang: bool) -> None:
     assert (error.reason == "no answer within 0.2 s") is hang
 
 
-async def test_tls_stream_that_ends_without_farewell() -> None:
+async def test_tls_stream_that_ends_without_close_notification() -> None:
     async def handler(stream: trio.abc.Stream) -> None:
         await accept(stream)
         assert isinstance(stream, trio.SSLStream)
@@ -469,7 +476,7 @@ async def test_tls_stream_that_ends_without_farewell() -> None:
 
 
 async def ended_by(sent: bytes, *, then: Handler | None = None, **options: Any) -> SocketEnd:
-    """Open a socket to a server that sends *sent*, and keeps TCP open; leaving must be quick."""
+    """Open a socket to a server that sends *sent*, and leaves TCP open; leaving must be quick."""
 
     async def handler(stream: trio.abc.Stream) -> None:
         await accept(stream, sent)
@@ -503,7 +510,7 @@ Handler = Callable[[trio.abc.Stream], Awaitable[object]]
         (close_frame(4001, f"bad token {TOKEN[:40]}"), SocketEnd(EndKind.CLOSED, 4001, "bad token [secret]")),
     ],
 )
-async def test_close_frame_from_a_server_that_keeps_tcp_open(sent: bytes, end: SocketEnd) -> None:
+async def test_close_frame_from_a_server_that_leaves_tcp_open(sent: bytes, end: SocketEnd) -> None:
     assert await ended_by(sent) == end
 
 
@@ -534,8 +541,8 @@ async def test_message_that_is_too_large(more: bytes) -> None:
 
 
 async def test_message_in_fragments_that_is_too_large() -> None:
-    first, rest = frame(b"x" * 600, final=False), frame(b"x" * 600, opcode=0)
-    assert (await ended_by(first + rest, limits=Limits(message_size=1000))).kind is EndKind.TOO_LARGE
+    first, second = frame(b"x" * 600, final=False), frame(b"x" * 600, opcode=0)
+    assert (await ended_by(first + second, limits=Limits(message_size=1000))).kind is EndKind.TOO_LARGE
 
 
 async def test_messages_before_one_that_is_too_large_are_received() -> None:
@@ -584,7 +591,7 @@ async def test_end_in_the_middle_of_a_message() -> None:
     assert (await ended_by(frame(b"x" * 1000)[:500], then=close)).kind is EndKind.LOST
 
 
-async def test_send_after_the_end_says_how_it_ended() -> None:
+async def test_send_after_the_end_raises_how_it_ended() -> None:
     async def handler(stream: trio.abc.Stream) -> None:
         await accept(stream, close_frame(1001, "bye"))
         await trio.sleep_forever()
@@ -795,7 +802,7 @@ async def answering(stream: trio.abc.Stream) -> None:
             return
 
 
-async def test_leaving_is_polite_where_the_server_is(autojump_clock: trio.testing.MockClock) -> None:
+async def test_leaving_makes_the_closing_handshake(autojump_clock: trio.testing.MockClock) -> None:
     network = MemoryNetwork(answering)
     async with network.running():
         async with network.open() as opened:
@@ -858,7 +865,9 @@ async def test_leaving_when_the_server_reads_nothing() -> None:
                 assert scope.cancelled_caught
 
 
-async def test_closed_socket_says_that_we_closed_it(autojump_clock: trio.testing.MockClock) -> None:
+async def test_use_of_a_socket_that_we_closed_is_a_closed_resource_error(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     network = MemoryNetwork(answering)
     async with network.running(), network.open() as opened:
         async with trio.open_nursery() as nursery:
@@ -924,12 +933,14 @@ async def test_outer_cancellation_stays_one(autojump_clock: trio.testing.MockClo
             async with network.open() as opened:
                 await opened.receive()
         assert scope.cancelled_caught
-        # By force: the reader is cancelled with its caller, so that nobody could answer a farewell.
+        # By force, because the reader is cancelled with its caller, so that no task could read the answer to a close frame.
         assert trio.current_time() <= 5 + CLOSE_TIMEOUT
         network.assert_closed()
 
 
-async def test_deadline_of_the_caller_is_not_taken_for_ours(autojump_clock: trio.testing.MockClock) -> None:
+async def test_deadline_of_the_caller_is_a_cancellation_and_not_a_time_out(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async def server(stream: trio.abc.Stream) -> None:
         await trio.sleep_forever()
 
@@ -983,15 +994,15 @@ async def test_keyboard_interrupt_of_the_body(autojump_clock: trio.testing.MockC
 async def test_reader_that_fails_ends_the_socket_only(autojump_clock: trio.testing.MockClock) -> None:
     class Failing(TrackedStream):
         async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-            data, self.rest = self.rest or await super().receive_some(max_bytes), b""
+            data, self.later = self.later or await super().receive_some(max_bytes), b""
             if data.startswith(frame(b"boom")):
                 raise self.error
             before, boom, after = data.partition(frame(b"boom"))
-            self.rest = boom + after
+            self.later = boom + after
             return before
 
         error: Exception = RuntimeError()
-        rest: bytes | bytearray = b""
+        later: bytes | bytearray = b""
 
     for error, kind in ((ConnectionResetError(104, "reset"), EndKind.LOST), (RuntimeError("odd"), EndKind.PROTOCOL)):
         network = MemoryNetwork(speak(frame(b"first"), frame(b"boom")))

@@ -13,7 +13,7 @@ import trio
 
 from .._errors import AttemptError
 from .._events import Event
-from .._net._http import HttpClient
+from .._net._api import KadoaApi
 from ..notices import AcknowledgementsPaused
 from ._reporter import Reporter
 
@@ -35,7 +35,7 @@ class Acknowledger:
         reporter: publishes that the endpoint keeps refusing.
     """
 
-    def __init__(self, http: HttpClient, reporter: Reporter) -> None:
+    def __init__(self, http: KadoaApi, reporter: Reporter) -> None:
         self._http = http
         self._reporter = reporter
         self._waiting: deque[str] = deque()

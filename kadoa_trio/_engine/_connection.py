@@ -20,7 +20,7 @@ import trio
 
 from .._errors import AttemptError
 from .._events import Event
-from .._net._http import HttpClient
+from .._net._api import KadoaApi
 from .._net._socket import EndKind, Socket, SocketEnded, open_socket
 from .._net._wire import Draining as DrainNotice
 from .._net._wire import Heartbeat, Ignored, decode, subscribe
@@ -105,7 +105,7 @@ class ConnectionContext:
     """What every connection of a client works with."""
 
     settings: Settings
-    http: HttpClient
+    http: KadoaApi
     ledger: Ledger
     admission: Admission
     reporter: Reporter

@@ -39,11 +39,11 @@ import trio
 
 from .._errors import AttemptError, KadoaError, ProtocolError
 from .._events import Event, parse_json
-from .._net._http import LOG_PAGE, HttpClient
+from .._net._api import KadoaApi
 from .._net._wire import event_from_log
 from .._position import Gap
 from ..notices import GapRemains, GapRepaired
-from ..workspace._notifications import WEBSOCKET, LogEntry, LogPage, Notifications, Setting
+from ..workspace._notifications import MAX_LOG_ROWS, WEBSOCKET, LogEntry, LogPage, Notifications, Setting
 from ..workspace._streaming import find_setting
 from ._admission import Admission
 from ._ledger import MAX_GAPS, Ledger
@@ -96,7 +96,7 @@ REPAIR_TIMEOUT: Final = 300.0
 """Maximum time of one try, in seconds, without the time that waits for free space in the buffer."""
 SEARCH_PAGES: Final = 5
 """Maximum pages that are searched for an event that a connection delivered, before a gap and after it."""
-_PAGE_SIZES: Final = LOG_PAGE, 10, 1
+_PAGE_SIZES: Final = MAX_LOG_ROWS, 10, 1
 """Rows that are asked for at once. Fewer where the answer is too long to be read."""
 
 _LATEST: Final = sys.float_info.max
@@ -173,7 +173,7 @@ class Repairer:
 
     def __init__(
         self,
-        http: HttpClient,
+        http: KadoaApi,
         ledger: Ledger,
         admission: Admission,
         reporter: Reporter,

@@ -1,1 +1,1 @@
-"""Everything that talks to Kadoa: HTTP, the WebSocket, frames. Knows nothing of the engine."""
+"""Everything that talks to Kadoa: HTTP, the WebSocket, frames. Imports nothing of the engine."""

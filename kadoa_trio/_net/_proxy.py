@@ -1,7 +1,7 @@
-"""The way through an HTTP proxy to a WebSocket: ``CONNECT``, as the environment asks for it.
+"""Which HTTP proxy the environment names for a WebSocket, and the tunnel through it: ``CONNECT``.
 
 httpx reads ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` for the API; this
-room reads the same for WebSockets, so that both go the same way. A proxy's
+module reads the same for WebSockets, so that both go the same way. A proxy's
 credentials are sent in one header and nowhere else.
 """
 
@@ -19,14 +19,14 @@ import h11
 import trio
 
 from .._redact import Secret, presentable
-from .._settings import is_loopback
+from .._urls import is_loopback, port_of
 
 _SCHEMES: Final = {"wss": "https", "ws": "http"}
 _MAX_HEAD: Final = 64 * 1024
 
 
 class ProxyError(OSError):
-    """The proxy did not make the tunnel."""
+    """The proxy did not open the tunnel."""
 
 
 @attrs.frozen
@@ -36,7 +36,7 @@ class Proxy:
     host: str
     port: int
     secure: bool
-    """Whether it is spoken to in TLS."""
+    """Whether the connection to the proxy uses TLS."""
     authorization: Secret | None = attrs.field(default=None, repr=False)
     """The value of ``Proxy-Authorization``."""
 
@@ -47,8 +47,8 @@ class Proxy:
 def find_proxy(scheme: str, host: str) -> Proxy | None:
     """Return the proxy that the environment names for a ``ws`` or ``wss`` host; None for the direct way.
 
-    Loopback addresses are reached directly. SOCKS proxies are not supported:
-    they are passed over.
+    Loopback addresses are reached directly. SOCKS proxies are not supported
+    and are ignored.
     """
     if is_loopback(host) or proxy_bypass(host):
         return None
@@ -56,12 +56,11 @@ def find_proxy(scheme: str, host: str) -> Proxy | None:
     parts = _parse(proxies.get(_SCHEMES[scheme]) or proxies.get("all"))
     if parts is None or parts.scheme not in ("http", "https"):
         return None
-    secure = parts.scheme == "https"
-    return Proxy(parts.hostname or "", parts.port or (443 if secure else 80), secure, _authorization(parts))
+    return Proxy(parts.hostname or "", port_of(parts), parts.scheme == "https", _authorization(parts))
 
 
 def proxy_secrets() -> tuple[Secret, ...]:
-    """Return the credentials in the proxies that the environment names: a proxy may repeat what it was sent."""
+    """Return the credentials of the proxies that the environment names, because a proxy may repeat them."""
     proxies = getproxies()
     found = (_parse(proxies.get(name)) for name in ("http", "https", "all"))
     secrets = (None if parts is None else _authorization(parts) for parts in found)
@@ -75,7 +74,7 @@ def _parse(url: str | None) -> SplitResult | None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         name, _port = parts.hostname, parts.port
     except ValueError:
-        return None  # httpx has refused it already
+        return None  # httpx refuses it
     return parts if name else None
 
 
@@ -84,7 +83,7 @@ def _authorization(parts: SplitResult) -> Secret | None:
         return None
     password = unquote(parts.password or "")
     credentials = f"{unquote(parts.username)}:{password}"
-    # What the environment holds may be no UTF-8.
+    # The environment may hold bytes that are not UTF-8.
     encoded = base64.b64encode(credentials.encode(errors="surrogateescape")).decode()
     return Secret(f"Basic {encoded}", encoded, password, parts.password or "")
 
@@ -139,11 +138,11 @@ async def _connect(stream: trio.abc.Stream, proxy: Proxy, host: str, port: int) 
     except h11.RemoteProtocolError:
         status = None
     if status is None:
-        raise ProxyError(f"the proxy {proxy} does not speak HTTP, or closed the connection")
+        raise ProxyError(f"the proxy {proxy} closed the connection or does not speak HTTP")
     if not 200 <= status < 300:
         raise ProxyError(f"the proxy {proxy} answered HTTP {status}")
     if http.trailing_data[0]:
-        raise ProxyError(f"the proxy {proxy} sent what nobody asked for")
+        raise ProxyError(f"the proxy {proxy} sent data before it was asked for any")
 
 
 def _ask(http: h11.Connection, target: bytes, authorization: Secret | None) -> bytes:

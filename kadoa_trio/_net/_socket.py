@@ -2,16 +2,15 @@
 
 The library's own ``open_websocket`` is not used, because it does not bound
 a server that never answers the upgrade, loses the status of a refusal and the
-cause of a bad certificate, and hangs on leaving when the peer keeps TCP open.
+cause of a bad certificate, and hangs on leaving when the server leaves TCP open.
 What is used is ``wrap_client_stream``, over a stream and in a nursery that are
 ours:
 
-* the stream is watched, so that we know what the library does not tell (the
-  status line of a refusal, the cause of a broken stream, who sent a close
-  frame), and closed by us, by force in the end;
-* in place of the nursery the library gets a small object that starts its
-  reader task and notices its end. The reader's errors end the socket and
-  nothing else.
+* `_WatchedStream` records what the library does not report (the status line of
+  a refusal, the cause of a broken stream, which side sent a close frame), and
+  we close it, by force in the end;
+* instead of a nursery the library gets a `_Reader`, which starts its reader task
+  and notices its end. An error of the reader ends the socket only.
 
 What surfaces from ``async with open_socket(...)``:
 
@@ -36,11 +35,9 @@ import contextlib
 import enum
 import http.client
 import io
-import math
 import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, TypeVarTuple, cast
 from urllib.parse import quote, urlsplit
 
@@ -51,19 +48,21 @@ from wsproto.utilities import LocalProtocolError
 
 from .._contexts import async_context
 from .._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step, scrubbed
-from .._exits import pick
+from .._exits import hidden_nursery
 from .._redact import Secret, presentable
 from .._settings import CLOSE_TIMEOUT, Settings
-from ._http import (
+from ._answers import (
     REFUSAL_GRACE,
-    censored_logs,
-    default_ssl_context,
     describe,
     parse_retry_after,
+    refusal_reason,
     server_message,
     unwanted_encoding,
 )
-from ._proxy import find_proxy, open_tunnel, proxy_secrets
+from ._censor import censored_logs
+from ._dial import Address, open_tcp, start_tls
+from ._http import USER_AGENT, utc_now
+from ._proxy import proxy_secrets
 
 _Args = TypeVarTuple("_Args")
 
@@ -74,19 +73,20 @@ The specification (RFC 6455, section 5.4) has no limit, not even for empty ones.
 of 64 Mi it leaves each fragment 512 bytes on average, and servers send fragments of 4 KiB and more.
 """
 _RECEIVE_BUFFER: Final = 256 * 1024
-# Small while the handshake lasts: a refusal's body may come in pieces of a byte, each an event of the library.
+# Small during the handshake: a refusal's body may come in pieces of a byte, each of which is an event of the library.
 _HANDSHAKE_BUFFER: Final = 4 * 1024
 _MAX_HEAD: Final = 32 * 1024
 """Maximum bytes of the answer to the upgrade that are read, with the body of a refusal."""
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")  # as h11 finds the end of a head
-# The library handles all frames of what it is given at once, mostly without a checkpoint, at some 25 µs each.
+# The library handles all frames of a piece at once, mostly without a checkpoint, at about 25 µs each.
 _FRAMES_AT_ONCE: Final = 64
 _MAX_FRAME_HEADER: Final = 10
 _MAX_REASON: Final = 123
+_HEADERS: Final = f"User-Agent: {USER_AGENT}\r\n".encode()
 _HTTP: Final = b"HTTP/"
 _ABNORMAL: Final = 1006
 _TOO_LARGE: Final = 1009
-# The codes of wsproto's own for a frame that breaks the protocol.
+# Codes that wsproto sets itself for a frame that breaks the protocol.
 _MADE_UP: Final = frozenset({1002, 1007})
 _ANSWER_GRACE: Final = 0.1
 # A client's close frame: the last fragment of opcode 8.
@@ -108,17 +108,17 @@ class EndKind(enum.Enum):
 
 @attrs.frozen
 class SocketEnd:
-    """How, and with what words, a socket ended."""
+    """How a socket ended, and why."""
 
     kind: EndKind
     code: int | None = None
-    """The close code; 1005 stands for a close frame without one."""
+    """The close code; 1005 means a close frame without one (RFC 6455, section 7.4.1)."""
     reason: str = ""
-    """What the server, or the system, said about it: at most 123 printable characters."""
+    """The reason of the server or of the system. Maximum 123 printable characters."""
 
 
 class SocketEnded(Exception):
-    """The socket has ended; there is nothing more to receive from it.
+    """The socket has ended, and everything that came before its end was received.
 
     Attributes:
         end: how it ended.
@@ -129,10 +129,6 @@ class SocketEnded(Exception):
         self.end = end
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @async_context
 async def open_socket(
     url: str,
@@ -140,22 +136,22 @@ async def open_socket(
     token: Secret,
     settings: Settings,
     on_bytes: Callable[[int], None],
-    wall_clock: Callable[[], datetime] = _utc_now,
+    wall_clock: Callable[[], datetime] = utc_now,
     also: tuple[Secret, ...] = (),
 ) -> AsyncIterator[Socket]:
     """Open a WebSocket, within `Timeouts.handshake`; leaving closes it.
 
     Leaving takes no longer than `CLOSE_TIMEOUT`, cancelled or not, and leaves
-    neither a task nor an open stream. See the module for what surfaces.
+    neither a task nor an open stream. The module's docstring lists what surfaces.
 
     Args:
         url: a ``ws`` or ``wss`` URL without a query.
         token: the access token. It goes into the query of the request.
         settings: the client's options.
-        on_bytes: called as bytes of messages arrive, with their number: those
-            of frame headers, pings and pongs do not count. It must not raise.
+        on_bytes: called with the number of bytes of messages as they arrive.
+            Frame headers, pings and pongs do not count. It must not raise.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
-        also: what else is kept out of texts, such as earlier tokens.
+        also: other secrets that texts must not show, such as earlier tokens.
 
     Raises:
         AuthenticationError: the upgrade was answered with 401 or 403.
@@ -163,30 +159,13 @@ async def open_socket(
         AttemptError: any other failure to open.
         ConfigurationError: the certificates that the environment names cannot be used.
     """
-    error: BaseException | None = None
-    crash: BaseException | None = None
-    try:
-        # Strict whatever the run says, so that there is one shape to take apart.
-        async with trio.open_nursery(strict_exception_groups=True) as nursery:
-            # The nursery must see no exception of ours, or it would wrap it. Nothing is swallowed: see the last line.
-            try:
-                opened = await _establish(nursery, url, token, settings, on_bytes, wall_clock, also)
-                try:
-                    yield opened
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await opened.aclose()
-            except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
-                error = exc
-            # Last: whatever awaits after this is cancelled, and its Cancelled would stand in for the user's error.
-            nursery.cancel_scope.cancel(reason="the socket is closed")
-    except BaseExceptionGroup as group:
-        # The reader keeps every Exception to itself; a Cancelled in here is the caller's, and comes second to an error.
-        crash = pick(group)
-    if crash is not None and (error is None or not isinstance(crash, trio.Cancelled)):
-        raise crash
-    if error is not None:
-        raise error
+    async with hidden_nursery("the socket is closed") as nursery:
+        opened = await _establish(nursery, url, token, settings, on_bytes, wall_clock, also)
+        try:
+            yield opened
+        finally:
+            with trio.CancelScope(shield=True):
+                await opened.aclose()
 
 
 @attrs.define(eq=False)
@@ -213,41 +192,41 @@ class Socket:
             return
         if self._closed:
             raise trio.ClosedResourceError
-        # The reader may be just about to answer a close frame, so that not having answered proves nothing here.
+        # `answered` cannot be read from the stream here: the reader may be about to answer a close frame.
         raise SocketEnded(self._end(answered=True))
 
     async def receive(self) -> str | bytes:
-        """Receive the next message. Being cancelled loses none.
+        """Receive the next message. Cancellation loses none.
 
         Raises:
             SocketEnded: everything has been received, and the socket has ended.
             trio.ClosedResourceError: we have closed it.
         """
-        try:  # once for every message: contextlib.suppress would cost as much as decoding it
+        try:  # not contextlib.suppress, which would cost as much as decoding the message
             return await self._connection.get_message()
         except trio_websocket.ConnectionClosed:
             pass
-        # Outside of the handler: the library's error holds the server's words as they came.
+        # Outside of the handler, because the library's error holds the server's text uncensored.
         if self._closed:
             raise trio.ClosedResourceError
         if self._connection.closed is None:
-            # The reader is failing, and is a step away from having said why.
+            # The reader is failing, and sets `fault` in its next step.
             await self._reader.ended.wait()
         if self._connection.closed is not None and self._connection.closed.code in _MADE_UP:
-            # An invalid frame, or a real close frame that the reader is a step away from answering.
+            # Either an invalid frame, or a real close frame that the reader answers in its next step.
             with trio.move_on_after(_ANSWER_GRACE):
                 await self._reader.ended.wait()
         raise SocketEnded(self._end(answered=self._stream.close_sent))
 
     async def aclose(self) -> None:
-        """Close the socket: politely for `CLOSE_TIMEOUT`, then by force. Closing twice is fine."""
+        """Close the socket: by a closing handshake of maximum `CLOSE_TIMEOUT`, then by force. May be called twice."""
         self._closed = True
-        polite = trio.move_on_after(CLOSE_TIMEOUT)
+        handshake = trio.move_on_after(CLOSE_TIMEOUT)
         try:
             if not self._reader.ended.is_set():
-                with polite:
-                    self._reader.on_end = polite
-                    # A ping that comes meanwhile makes the library fail, for one. The stream is closed below anyway.
+                with handshake:
+                    self._reader.on_end = handshake
+                    # The library fails if a ping comes meanwhile, for example. The stream is closed below in any case.
                     with contextlib.suppress(Exception):
                         await self._connection.aclose()
         finally:
@@ -258,13 +237,13 @@ class Socket:
         closed, fault = self._connection.closed, self._reader.fault
         secrets = self._reader.secrets
         if self._stream.close_code == _TOO_LARGE and (closed is None or closed.code != _TOO_LARGE):
-            # The server's own close frame has crossed ours: the message is lost in any case.
+            # Even if the server's own close frame has crossed ours: the message is lost.
             return SocketEnd(EndKind.TOO_LARGE, _TOO_LARGE, self._too_large)
         if closed is not None and closed.code != _ABNORMAL:
             reason = presentable(closed.reason or "", _MAX_REASON, *secrets)
             if closed.code == _TOO_LARGE and closed.reason == self._too_large:
                 return SocketEnd(EndKind.TOO_LARGE, closed.code, reason)
-            # For an invalid frame the library makes up a close event, and unlike a real one does not answer it.
+            # For an invalid frame the library makes a close event of its own, which it does not answer.
             real = answered or closed.code not in _MADE_UP
             return SocketEnd(EndKind.CLOSED if real else EndKind.PROTOCOL, closed.code, reason)
         if closed is None and fault is not None:
@@ -287,11 +266,8 @@ async def _establish(
     wall_clock: Callable[[], datetime],
     also: tuple[Secret, ...],
 ) -> Socket:
-    parts = urlsplit(url)
-    secure = parts.scheme == "wss"
-    host = parts.hostname or ""
-    port = parts.port or (443 if secure else 80)
-    path = quote(parts.path, safe="/%:@!$&'()*+,;=~") or "/"
+    address = Address.of(url)
+    path = quote(urlsplit(url).path, safe="/%:@!$&'()*+,;=~") or "/"
     timeout = settings.timeouts.handshake
     opening = trio.move_on_after(timeout)
     reader = _Reader(nursery, (token, *proxy_secrets(), *also), on_end=opening)
@@ -301,25 +277,22 @@ async def _establish(
     connection: trio_websocket.WebSocketConnection | None = None
     fault: Exception | None = None
     try:
-        with opening:
+        # The logs of the reader, too, for as long as it runs: a task has the context of the one that starts it.
+        with censored_logs(*reader.secrets), opening:
             try:
-                stream = await _dial(parts.scheme, host, port, settings)
-                if secure:
+                stream = await open_tcp(address, settings)
+                if address.secure:
                     step = "tls"
-                    context = settings.ssl_context or default_ssl_context()
-                    # https_compatible: servers end the stream without TLS's own farewell, and so do we.
-                    tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-                    stream = tls
-                    await tls.do_handshake()
+                    stream = await start_tls(stream, address, settings)
                 step = "handshake"
                 watched = _WatchedStream(stream, on_bytes, opening)
                 connection = await trio_websocket.wrap_client_stream(
                     cast("trio.Nursery", reader),
                     cast("trio.SocketStream", watched),
-                    _host_header(host, parts.port, secure=secure),
-                    # Never bound to a name: what is raised here shows this frame.
+                    address.host_header,
+                    # Never bound to a name, because a traceback shows the names of this frame.
                     f"{path}?access_token={quote(token.reveal(), safe='')}",
-                    # Nothing waits in the library: on a message that is too large it drops what it holds.
+                    # No queue in the library, because it drops the queue when a message is too large.
                     message_queue_size=0,
                     max_message_size=settings.limits.message_size,
                     receive_buffer_size=_RECEIVE_BUFFER,
@@ -330,7 +303,7 @@ async def _establish(
         if connection is None and stream is not None:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
-    # Raised from here, outside of every ``except``: the originals may hold the token.
+    # Raised outside of every ``except``, because the originals may hold the token.
     if fault is not None:
         raise AttemptError(step, describe(fault, *reader.secrets)) from scrubbed(fault, *reader.secrets)
     if connection is None or watched is None:
@@ -342,35 +315,8 @@ async def _establish(
     return Socket(connection, watched, reader, too_large)
 
 
-async def _dial(scheme: str, host: str, port: int, settings: Settings) -> trio.abc.Stream:
-    network = settings.endpoints.network
-    if network is not None:
-        return await network.open_stream(host, port)
-    proxy = find_proxy(scheme, host)
-    if proxy is not None:
-        return await open_tunnel(proxy, host, port, lambda: settings.ssl_context or default_ssl_context())
-    stream = await trio.open_tcp_stream(host, port)
-    # A second line behind the heartbeat: the system, too, gives up a peer that no longer answers.
-    idle = math.ceil(min(max(settings.timeouts.heartbeat, 1), 600))
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", idle),
-        ("TCP_KEEPINTVL", max(1, idle // 3)),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", 2 * idle * 1000),
-    ):
-        if hasattr(socket, name):
-            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return stream
-
-
-def _host_header(host: str, port: int | None, *, secure: bool) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return name if port is None or port == (443 if secure else 80) else f"{name}:{port}"
-
-
 def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Callable[[], datetime]) -> KadoaError:
-    """Say why the upgrade did not happen, from what was received and what the reader made of it."""
+    """Make the error for an upgrade that failed, from what was received and from the reader's fault."""
     answer = _parse_head(bytes(stream.head))
     if answer is not None and answer[0] != 101:
         status, headers, body = answer
@@ -380,10 +326,9 @@ def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Call
         message = "" if compressed else server_message(body, *reader.secrets)
         if status in (401, 403):
             return AuthenticationError("handshake", status, message)
-        reason = f"HTTP {status}: {message}" if message else f"HTTP {status}"
         retry_after = parse_retry_after(headers.get("Retry-After"), wall_clock())
         kind = ProtocolError if status < 300 else AttemptError
-        return kind("handshake", reason, status=status, retry_after=retry_after)
+        return kind("handshake", refusal_reason(status, message), status=status, retry_after=retry_after)
     if answer is None and (not stream.head or stream.head.startswith(_HTTP)):
         if stream.broken is not None:
             cause = scrubbed(stream.broken, *reader.secrets)
@@ -397,7 +342,7 @@ def _handshake_failure(stream: _WatchedStream, reader: _Reader, wall_clock: Call
 
 
 def _parse_head(head: bytes) -> tuple[int, http.client.HTTPMessage, bytes] | None:
-    """Take status, headers and the beginning of the body from the bytes of an HTTP answer, if that is what they are."""
+    """Return status, headers and the beginning of the body of an HTTP answer; None if the bytes are no whole head."""
     match = re.match(rb"HTTP/1\.[01] ([1-5]\d\d)[^\r\n]*\r?\n", head)
     blank = _BLANK_LINE.search(head)
     if match is None or blank is None:
@@ -411,38 +356,37 @@ def _parse_head(head: bytes) -> tuple[int, http.client.HTTPMessage, bytes] | Non
 
 @attrs.define(eq=False)
 class _Reader:
-    """Stands in for the nursery that trio-websocket wants, for its reader task.
+    """Runs trio-websocket's reader task; given to the library instead of a nursery.
 
     In a real nursery, a reader that fails (a refused upgrade, a frame that
-    does not parse, a ping while we close) would take the nursery down with
-    it; and one that ends before the upgrade would leave its opener waiting.
+    does not parse, a ping while we close) would cancel the whole nursery, and
+    one that ends before the upgrade would leave its opener waiting.
     """
 
     _nursery: trio.Nursery = attrs.field(repr=False)
     secrets: tuple[Secret, ...] = attrs.field(repr=False)
     on_end: trio.CancelScope = attrs.field(repr=False)
-    """What waits for the reader at present; cancelled when the reader ends."""
+    """The scope that is cancelled when the reader ends."""
     ended: trio.Event = attrs.field(factory=trio.Event, repr=False)
     fault: Exception | None = attrs.field(default=None, repr=False)
-    """The library's error; a server may have put the token into it."""
+    """The library's error. It may hold the token, if the server repeated it."""
 
     def start_soon(self, async_fn: Callable[[*_Args], Awaitable[object]], *args: *_Args, name: object = None) -> None:
         self._nursery.start_soon(self._run, async_fn, args, name="kadoa_trio socket reader")
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
-        with censored_logs(*self.secrets):
-            try:
-                await async_fn(*args)
-            except Exception as exc:
-                self.fault = exc
-            finally:
-                self.ended.set()
-                self.on_end.cancel(reason="the socket's reader has ended")
+        try:
+            await async_fn(*args)
+        except Exception as exc:
+            self.fault = exc
+        finally:
+            self.ended.set()
+            self.on_end.cancel(reason="the socket's reader has ended")
 
 
 class _FrameCounter:
-    """Follows the headers of the frames that arrive (RFC 6455, section 5.2), and counts."""
+    """Counts frames, fragments and bytes of messages, from the frame headers that arrive (RFC 6455, section 5.2)."""
 
     def __init__(self) -> None:
         self.too_many = False
@@ -450,7 +394,7 @@ class _FrameCounter:
         self.payload = 0
         """Bytes of messages in the last piece."""
         self._header = b""
-        # What is left of the payload of the current frame.
+        # Bytes of the current frame's payload that are still to come.
         self._left = 0
         self._is_message = False
         self._fragments = 0
@@ -473,7 +417,7 @@ class _FrameCounter:
         return end
 
     def _begin(self, data: bytes | bytearray, start: int) -> int:
-        """Read the header at *start*, or what is there of it, and return its end."""
+        """Read the header at *start*, or the part of it that has arrived, and return its end."""
         known = len(self._header)
         header = self._header + data[start : start + _MAX_FRAME_HEADER - known]
         length = header[1] & 0x7F if len(header) > 1 else 0
@@ -496,35 +440,37 @@ class _FrameCounter:
 
 @attrs.define(eq=False, repr=False)
 class _WatchedStream(trio.abc.Stream):
-    """The stream that trio-websocket is given; it remembers what the library does not tell.
+    """The stream that trio-websocket gets. It records what the library does not report.
 
-    It has no repr of its own: what a server has sent may hold the token.
+    No repr shows its fields, because what a server has sent may hold the token.
     """
 
     _inner: trio.abc.Stream
     _on_bytes: Callable[[int], None]
     _opening: trio.CancelScope
+    _headers: bytes = _HEADERS
+    """Headers that are still to be added to the request: ``wrap_client_stream`` takes none."""
     _is_open: bool = False
     _frames: _FrameCounter | None = None
     """None before the upgrade."""
     _chunk: bytes | bytearray = b""
     _given: int = 0
-    """How much of the chunk has been handed out."""
+    """Number of bytes of the chunk that the library has got."""
     head: bytearray = attrs.field(factory=bytearray)
-    """What was received before the socket was open: the answer to the upgrade, or whatever it was."""
+    """What was received before the socket was open: the answer to the upgrade, if the server speaks HTTP."""
     close_sent: bool = False
-    """A close frame was sent, or tried to be."""
+    """Whether a close frame was sent, or its sending was tried."""
     close_code: int | None = None
-    """The code in it."""
+    """The code in that close frame."""
     broken: trio.BrokenResourceError | None = None
     protocol_fault: str | None = None
-    """Why we gave the connection up, where the library would have gone on."""
+    """Why we gave the connection up, where the library would not have."""
     closed: bool = False
-    """Closed on our side."""
+    """Whether it was closed on our side."""
 
     @property
     def has_answered(self) -> bool:
-        """Whether what was received is a whole head, or none at all."""
+        """Whether a whole head was received, or something that is no HTTP."""
         return not self.head.startswith(_HTTP[: len(self.head)]) or _parse_head(bytes(self.head)) is not None
 
     def opened(self) -> None:
@@ -532,7 +478,11 @@ class _WatchedStream(trio.abc.Stream):
         self.head.clear()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        # The library sends one frame at a time.
+        if self._headers:
+            # The request, which the library sends whole: ours come after its first line.
+            line, end, headers = bytes(data).partition(b"\r\n")
+            data, self._headers = line + end + self._headers + headers, b""
+        # A close frame? The library sends one frame at a time.
         if data and data[0] == _CLOSE_FRAME:
             self.close_sent = True
             if len(data) >= 8:
@@ -548,14 +498,14 @@ class _WatchedStream(trio.abc.Stream):
         await self._inner.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive a piece of what has arrived. With more than a few frames, it is handed out in several pieces."""
+        """Receive a piece of what has arrived, of maximum `_FRAMES_AT_ONCE` frames."""
         if self._given < len(self._chunk) and not self.closed:
-            # Between the pieces, other tasks run: a chunk of 256 KiB may hold 131,072 empty frames.
+            # Let other tasks run between the pieces: a chunk of 256 KiB may hold 131,072 empty frames.
             await trio.lowlevel.checkpoint()
             return self._next_piece()
         self._chunk, self._given = b"", 0
         if self._frames is None and not self._is_open and len(self.head) >= _MAX_HEAD:
-            # The library would keep all of a refusal; for the library this is the end of the stream.
+            # Report the end of the stream, because the library would store a refusal of any length.
             await trio.lowlevel.checkpoint()
             return b""
         try:
@@ -570,7 +520,7 @@ class _WatchedStream(trio.abc.Stream):
 
     def _receive_answer(self, data: bytes | bytearray) -> bytes | bytearray:
         if self._is_open:
-            # A head that the library takes and that we cannot read.
+            # The library has accepted a head that we cannot read.
             self._on_bytes(len(data))
             return data
         self.head += data
@@ -579,11 +529,11 @@ class _WatchedStream(trio.abc.Stream):
             return data
         status, _headers, body = answer
         if status == 101:
-            # What came with the answer is handed out after it.
+            # Frames that came with the answer follow in the next call.
             self._frames = _FrameCounter()
             self._chunk, self._given = data, len(data) - len(body)
             return data[: self._given]
-        # A refusal. Its body is welcome, but not worth the whole time-out.
+        # A refusal: do not wait for its body until the time-out.
         self._opening.deadline = min(self._opening.deadline, trio.current_time() + REFUSAL_GRACE)
         return data
 

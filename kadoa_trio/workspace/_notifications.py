@@ -1,15 +1,15 @@
 """Kadoa's notifications API: channels, settings, test events, the log of what was sent.
 
 Shapes are those of Kadoa's OpenAPI description, 3.0.0. Where it leaves a
-shape open, several are read.
+shape open, several shapes are read.
 """
 
 from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, TypeVar, final
 from urllib.parse import quote
 
@@ -17,14 +17,16 @@ import attrs
 
 from .._contexts import async_context
 from .._errors import ConfigurationError, ProtocolError
-from .._events import read_time, structure
-from .._net._http import LOG_PAGE, HttpClient, iso, open_http
+from .._events import read_time, structure, write_time
+from .._net._api import KadoaApi, open_api
 from .._redact import Secret, hidden
 from .._settings import Endpoints, read_key, settings_of
 
 WEBSOCKET: Final = "WEBSOCKET"
-"""The type of the channel that a workspace's WebSockets belong to. It may have one only."""
+"""The type of the channel that sends to WebSockets. A workspace has maximum one."""
 
+MAX_LOG_ROWS: Final = 100
+"""Maximum number of rows that one call for the log returns; Kadoa's API description allows no more."""
 MAX_LOG_ANSWER: Final = 64 * 1024 * 1024
 """Maximum length of a page of the log, in bytes: each row may carry a whole event."""
 
@@ -34,51 +36,51 @@ _T = TypeVar("_T")
 @final
 @attrs.frozen(kw_only=True)
 class Channel:
-    """A way that notifications go out of a workspace."""
+    """A destination of a workspace's notifications, such as a WebSocket, a webhook or a mailbox."""
 
     id: str
     name: str | None = None
     channel_type: str | None = None
-    """``"WEBSOCKET"``, ``"WEBHOOK"``, ``"EMAIL"``, ``"SLACK"``, or what comes."""
+    """``"WEBSOCKET"``, ``"WEBHOOK"``, ``"EMAIL"``, ``"SLACK"``, or another."""
     config: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
-    """Its options; those of some types hold addresses and secrets."""
+    """The channel's options; those of some types hold addresses and secrets."""
 
     @property
     def is_websocket(self) -> bool:
-        """Whether it is the one that realtime clients receive from."""
+        """Whether realtime clients receive from this channel."""
         return self.channel_type is not None and self.channel_type.upper() == WEBSOCKET
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Setting:
-    """Which channels an event type goes to, for a workflow or for the whole workspace."""
+    """The channels that an event type is sent to, for a workflow or for the whole workspace."""
 
     id: str
     event_type: str
     workflow_id: str | None = None
-    """None: for the workspace. A workflow's own setting wins over the workspace's."""
+    """None for the whole workspace. A workflow's own setting replaces the workspace's."""
     enabled: bool = True
     channel_ids: tuple[str, ...] | None = None
-    """None where the answer does not say."""
+    """None if the answer does not name them."""
     event_configuration: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
 
 
 @final
 @attrs.frozen(kw_only=True)
 class LogEntry:
-    """One row of the notification log: a try to send an event to a channel.
+    """One row of the notification log: one attempt to send an event to a channel.
 
-    An event has one row for each channel and try, failed ones included. A
-    field that is missing or cannot be read is None; `raw` has all of the row.
+    An event has one row for each channel and attempt, failed ones included. A
+    field that is missing or unreadable is None; `raw` has the whole row.
     """
 
     id: str | None = None
-    """Of the row."""
+    """The id of the row, not of the event."""
     event_id: str | None = None
     event_type: str | None = None
     event_status: str | None = None
-    """What became of the try, such as ``"SENT"`` or ``"FAILED"``."""
+    """The result of the attempt, such as ``"SENT"`` or ``"FAILED"``."""
     workflow_id: str | None = None
     channel_config: Any = attrs.field(default=None, repr=False)
     """The channel. Its shape is not documented; that of some types holds addresses and secrets."""
@@ -86,7 +88,7 @@ class LogEntry:
     """The event's payload, or the whole event; which one is not documented."""
     created_at: datetime | None = None
     raw: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
-    """The row, parsed; empty where it is no JSON object."""
+    """The row as parsed JSON; empty if it is no object."""
 
 
 @final
@@ -97,47 +99,47 @@ class LogPage:
     entries: tuple[LogEntry, ...]
     has_more: bool
     total: int | None = None
-    """The number of rows that the server counts for all pages."""
+    """The number of rows of all pages, as the server counts them."""
 
 
 @final
 class Notifications:
     """The notifications API for one API key. Made by `open_notifications`.
 
-    Every call is one request of at most 30 seconds, and none is repeated. Being
-    cancelled abandons the request; a change may have been made then.
+    Every call is one request of maximum 30 seconds, which is not repeated.
+    Cancellation abandons the request, and a change may have been made.
 
     Every call raises:
 
     * `AuthenticationError`: the key was refused;
-    * `RequestRefusedError`: any other 4xx that repeating cannot mend, with
-      Kadoa's own words;
+    * `RequestRefusedError`: any other 4xx, where repeating the request is of no
+      use; with Kadoa's own message;
     * `ProtocolError`: the answer is not what is documented;
     * `AttemptError`: everything that may pass, the network included.
     """
 
-    def __init__(self, http: HttpClient) -> None:
-        self._http = http
+    def __init__(self, api: KadoaApi) -> None:
+        self._api = api
 
     def __repr__(self) -> str:
         return "<Notifications>"
 
     async def channels(self) -> tuple[Channel, ...]:
         """Return the workspace's channels."""
-        return _read(_channels, await self._http.call("GET", "/channels"))
+        return _read(_channels, await self._api.call("GET", "/channels"))
 
     async def create_channel(
         self, name: str, channel_type: str = WEBSOCKET, config: Mapping[str, Any] | None = None
     ) -> Channel:
-        """Make a channel, and return it."""
-        # A webhook's configuration may hold its secret: what is raised through this frame shows its names.
+        """Create a channel, and return it."""
+        # Under no name when something is raised, because a webhook's configuration may hold its secret.
         body = Secret(json.dumps({"name": name, "channelType": channel_type, "config": dict(config or {})}))
         del config
-        return _read(_channel, await self._http.call("POST", "/channels", body=body))
+        return _read(_channel, await self._api.call("POST", "/channels", body=body))
 
     async def settings(self) -> tuple[Setting, ...]:
         """Return all settings, of the workspace and of its workflows."""
-        return _read(_settings, await self._http.call("GET", "/settings"))
+        return _read(_settings, await self._api.call("GET", "/settings"))
 
     async def create_setting(
         self,
@@ -162,7 +164,7 @@ class Notifications:
         }
         if workflow_id is not None:
             body["workflowId"] = workflow_id
-        return _read(_the_setting, await self._http.call("POST", "/settings", body=body))
+        return _read(_the_setting, await self._api.call("POST", "/settings", body=body))
 
     async def update_setting(
         self, setting: Setting, *, channel_ids: Sequence[str] | None = None, enabled: bool | None = None
@@ -170,27 +172,29 @@ class Notifications:
         """Change a setting, and return it as it is now.
 
         Args:
-            setting: as it was read. What is not changed is sent again as it stands there.
-            channel_ids: all channels that it shall have.
-            enabled: whether it shall take effect.
+            setting: as it was read. Its other fields are sent again unchanged.
+            channel_ids: all its channels after the change; None leaves them.
+            enabled: whether it takes effect after the change; None leaves this.
 
         Raises:
-            ValueError: its channels are neither given nor known, so that they could be lost.
+            ValueError: its channels are neither given nor known, so that the change could remove them.
         """
         channels = setting.channel_ids if channel_ids is None else tuple(channel_ids)
         if channels is None:
-            raise ValueError("the setting's channels are not known; name all that it shall have")
+            raise ValueError(
+                "the channels of the setting are not known, so that the change could remove them; pass all of them as channel_ids"
+            )
         body = {
             "eventType": setting.event_type,
             "eventConfiguration": dict(setting.event_configuration or {}),
             "enabled": setting.enabled if enabled is None else enabled,
             "channelIds": list(channels),
         }
-        return _read(_the_setting, await self._http.call("PUT", f"/settings/{quote(setting.id, safe='')}", body=body))
+        return _read(_the_setting, await self._api.call("PUT", f"/settings/{quote(setting.id, safe='')}", body=body))
 
     async def event_types(self) -> tuple[str, ...]:
         """Return the names of the event types that Kadoa knows."""
-        data = await self._http.call("GET", "/event-types")
+        data = await self._api.call("GET", "/event-types")
         names = []
         for n, row in enumerate(_rows(data, "eventTypes", "event_types", "types")):
             name = row.get("type", row.get("eventType")) if isinstance(row, dict) else row
@@ -200,7 +204,7 @@ class Notifications:
         return tuple(names)
 
     async def send_test(self, event_type: str, *, workflow_id: str | None = None) -> str | None:
-        """Have Kadoa send a mock event to all channels that the type goes to, people's mailboxes included.
+        """Ask Kadoa to send a mock event to all channels that get this type, people's mailboxes included.
 
         Returns:
             The id of the event, if the answer names one. That it is the id on
@@ -209,7 +213,7 @@ class Notifications:
         body = {"eventType": event_type}
         if workflow_id is not None:
             body["workflowId"] = workflow_id
-        event_id = (await self._http.call("POST", "/test", body=body)).get("eventId")
+        event_id = (await self._api.call("POST", "/test", body=body)).get("eventId")
         return event_id if isinstance(event_id, str) else None
 
     async def log(
@@ -220,34 +224,34 @@ class Notifications:
         event_type: str | None = None,
         workflow_id: str | None = None,
         offset: int = 0,
-        limit: int = LOG_PAGE,
+        limit: int = MAX_LOG_ROWS,
     ) -> LogPage:
         """Read one page of the log.
 
         Args:
             since: an aware time; None for the beginning of the log.
             until: an aware time; None for now.
-            event_type: only rows of this type; None for all.
+            event_type: only rows of this event type; None for all.
             workflow_id: only rows of this workflow; None for all.
-            offset: how many rows to leave out; for the next page, add the
+            offset: number of rows before the page; for the next page, add the
                 number of entries of this one.
-            limit: how many rows at most, 1 to 100.
+            limit: maximum number of rows of the page, 1 to 100.
 
         Raises:
             ValueError: *limit* or *offset* is out of its range, or a time is not aware.
         """
-        if not 1 <= limit <= LOG_PAGE or offset < 0:
-            raise ValueError(f"limit must be from 1 to {LOG_PAGE}, and offset not below 0")
+        if not 1 <= limit <= MAX_LOG_ROWS or offset < 0:
+            raise ValueError(f"limit must be from 1 to {MAX_LOG_ROWS}, and offset not below 0")
         params = {"limit": str(limit), "offset": str(offset)}
         for name, time in (("startDate", since), ("endDate", until)):
             if time is not None:
                 if time.tzinfo is None:
                     raise ValueError("since and until must be aware times")
-                params[name] = iso(time)
+                params[name] = write_time(time)
         for name, value in (("eventType", event_type), ("workflowId", workflow_id)):
             if value is not None:
                 params[name] = value
-        data = await self._http.call("GET", "/logs", params=params, limit=MAX_LOG_ANSWER)
+        data = await self._api.call("GET", "/logs", params=params, limit=MAX_LOG_ANSWER)
         entries = tuple(map(_log_entry, _rows(data, "events")))
         pagination = data.get("pagination")
         known = pagination if isinstance(pagination, dict) else {}
@@ -285,17 +289,22 @@ async def open_notifications(
         ConfigurationError: an option cannot be used, or there is no key.
     """
     key = hidden(api_key)
-    del api_key  # whatever is raised through this frame shows its names
+    del api_key  # a traceback shows the names of this frame
     settings = settings_of(endpoints=endpoints, ssl_context=ssl_context, allow_insecure=allow_insecure)
-    async with open_http(api_key=read_key(key), settings=settings, wall_clock=_utc_now) as http:
-        yield Notifications(http)
+    async with open_api(api_key=read_key(key), settings=settings) as api:
+        yield Notifications(api)
+
+
+def find_websocket(channels: Iterable[Channel]) -> Channel | None:
+    """Find the channel that realtime clients receive from; a workspace has maximum one."""
+    return next((channel for channel in channels if channel.is_websocket), None)
 
 
 def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
-    """Give event types without repetitions.
+    """Return event types without repetitions.
 
     Raises:
-        ConfigurationError: there is none, or one is no word.
+        ConfigurationError: there is none, or one is no string or empty.
     """
     if isinstance(event_types, str) or not all(isinstance(name, str) and name for name in event_types):
         raise ConfigurationError("event types must be a collection of non-empty strings")
@@ -304,12 +313,8 @@ def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(event_types))
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 def _read(parse: Callable[[dict[str, object]], _T], data: dict[str, object]) -> _T:
-    """Parse an answer; a fault's traceback shows none of it, since channels of others have secrets in it."""
+    """Parse an answer. The traceback of a fault shows none of it, because it may hold the secrets of channels."""
     fault: ProtocolError
     try:
         return parse(data)
@@ -353,7 +358,7 @@ def _one(kind: type[_T], row: object, name: str) -> _T:
 
 
 def _log_entry(row: object) -> LogEntry:
-    """Read a row of the log field by field: one odd field, or one odd row, must not hide the others."""
+    """Read a row of the log field by field, because one odd field, or one odd row, must not hide the others."""
     if not isinstance(row, dict):
         return LogEntry()
     return LogEntry(
@@ -370,7 +375,7 @@ def _log_entry(row: object) -> LogEntry:
 
 
 def _text(value: object) -> str | None:
-    """Read a string, or a whole number that stands in for one, as `decode` reads ids."""
+    """Read a string, or a whole number instead of one, as `decode` reads ids."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) and value else None
@@ -378,7 +383,7 @@ def _text(value: object) -> str | None:
 
 def _setting(row: object, name: str) -> Setting:
     if isinstance(row, dict) and "channelIds" not in row and isinstance(row.get("channels"), list):
-        # Asked for as ids, and answered with whole channels.
+        # The API takes ids, and may answer with whole channels.
         ids = [channel.get("id") if isinstance(channel, dict) else channel for channel in row["channels"]]
         row = {**row, "channelIds": ids}
     return _one(Setting, row, name)

@@ -1,7 +1,8 @@
-"""Sets a workspace up for realtime events: what its dashboard does by hand.
+"""Sets a workspace up for realtime events, as its dashboard does by hand.
 
-First a plan, made from what is there; then its steps. A plan for a workspace
-that has everything has no steps, and applying it twice changes nothing.
+A plan is made from the workspace as it is, and then its steps are applied. A
+plan for a workspace that has everything has no steps, and applying a plan a
+second time changes nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import attrs
 import trio
 
 from .._errors import ConfigurationError, RequestRefusedError, SetupError
-from ._notifications import WEBSOCKET, Channel, Notifications, Setting, check_event_types
+from ._notifications import WEBSOCKET, Channel, Notifications, Setting, check_event_types, find_websocket
 
 CHANNEL_NAME: Final = "Realtime (WebSocket)"
-"""The name of a channel that is made here."""
+"""The name of a channel that a plan creates."""
 
 _DUPLICATE: Final = (400, 409)
 
@@ -24,7 +25,7 @@ _DUPLICATE: Final = (400, 409)
 @final
 @attrs.frozen
 class CreateChannel:
-    """Make the workspace's WebSocket channel."""
+    """Create the workspace's WebSocket channel."""
 
     name: str = CHANNEL_NAME
 
@@ -47,7 +48,7 @@ class CreateSetting:
 @final
 @attrs.frozen
 class AddChannel:
-    """Add the WebSocket channel to a setting, which keeps the channels that it has."""
+    """Add the WebSocket channel to a setting. The setting's other channels stay."""
 
     setting: Setting
 
@@ -71,7 +72,7 @@ class EnableSetting:
 
 
 SetupStep = CreateChannel | CreateSetting | AddChannel | EnableSetting
-"""Everything that a plan can want to do."""
+"""Every kind of step of a plan."""
 
 
 def _place(workflow_id: str | None) -> str:
@@ -81,16 +82,16 @@ def _place(workflow_id: str | None) -> str:
 @final
 @attrs.frozen(kw_only=True)
 class StreamingPlan:
-    """What is missing for a workspace to stream, and what is worth knowing about what it has."""
+    """What a workspace needs so that events reach realtime clients, and warnings about its settings."""
 
     channel: Channel | None
-    """The WebSocket channel that is there."""
+    """The WebSocket channel that exists; None if there is none."""
     steps: tuple[SetupStep, ...]
-    """What is to be done, in order; empty when all is in place."""
+    """The steps, in order; empty when everything is in place."""
     in_place: tuple[Setting, ...] = ()
-    """The settings that send what was asked for already."""
+    """The settings that already send what was asked for."""
     warnings: tuple[str, ...] = ()
-    """What this plan leaves as it is, though it keeps events away."""
+    """What the plan does not change although it stops events from reaching realtime clients."""
 
 
 async def plan_streaming(
@@ -100,14 +101,15 @@ async def plan_streaming(
     *,
     enable: bool = False,
 ) -> StreamingPlan:
-    """Find out what is missing for event types to reach realtime clients. Changes nothing.
+    """Plan what has to change so that event types reach realtime clients. Changes nothing.
 
     Args:
-        notifications: the way to the workspace.
+        notifications: the workspace's notifications API.
         event_types: such as ``"workflow_failed"``; at least one.
         workflow_ids: only for these workflows; none for the whole workspace.
-        enable: enable settings that are disabled. Without it they are left
-            alone, with a warning: enabling one starts its other channels, too.
+        enable: enable settings that are disabled. Without it they stay
+            disabled, with a warning, because enabling one starts its other
+            channels, too.
 
     Raises:
         ConfigurationError: no event type is named, or a name is no string.
@@ -116,7 +118,7 @@ async def plan_streaming(
     types = check_event_types(event_types)
     if isinstance(workflow_ids, str) or not all(isinstance(one, str) and one for one in workflow_ids):
         raise ConfigurationError("workflow_ids must be a collection of non-empty strings")
-    channel = next((one for one in await notifications.channels() if one.is_websocket), None)
+    channel = find_websocket(await notifications.channels())
     settings = await notifications.settings()
     steps: list[SetupStep] = []
     warnings: list[str] = []
@@ -132,7 +134,7 @@ async def plan_streaming(
             has_channel = channel is not None and channel.id in (setting.channel_ids or ())
             if setting.channel_ids is None:
                 warnings.append(
-                    f"the channels of the setting for {event_type} of {_place(workflow_id)} are not told by the API: "
+                    f"the channels of the setting for {event_type} of {_place(workflow_id)} are not in the API's answer: "
                     "add the WebSocket channel in the dashboard"
                 )
                 continue
@@ -155,10 +157,10 @@ async def plan_streaming(
 
 
 def _hidden(settings: Sequence[Setting], types: Sequence[str], channel: Channel | None) -> list[str]:
-    """Name the workflows whose own settings hide the workspace's from realtime clients."""
+    """Warn of workflows whose own settings replace the workspace's and do not send to the WebSocket channel."""
     return [
-        f"workflow {setting.workflow_id} has a setting of its own for {setting.event_type}, which wins over the "
-        "workspace's and does not go to the WebSocket channel; name that workflow to add it"
+        f"workflow {setting.workflow_id} has a setting of its own for {setting.event_type}, which replaces the "
+        "workspace's and does not send to the WebSocket channel; name that workflow to add it"
         for setting in settings
         if setting.workflow_id is not None
         and setting.event_type in types
@@ -175,18 +177,18 @@ def find_setting(settings: Sequence[Setting], event_type: str, workflow_id: str 
 
 
 async def apply_plan(notifications: Notifications, plan: StreamingPlan) -> Channel | None:
-    """Do the steps of a plan, in order.
+    """Apply the steps of a plan, in order.
 
-    A workspace that has changed since the plan was made is read again where
-    a step would undo the change, so that no channel is taken away.
+    Each step reads the settings again, so that it removes no channel that
+    was added since the plan was made.
 
     Returns:
         The WebSocket channel.
 
     Raises:
         SetupError: Kadoa refused a step.
-        KadoaError: what else `Notifications` raises. The steps before it are
-            done; a new plan shows what is left.
+        KadoaError: what else `Notifications` raises. The steps before are
+            done; a new plan has those that are left.
     """
     channel = plan.channel
     await trio.lowlevel.checkpoint()  # also when there is nothing to do
@@ -196,7 +198,7 @@ async def apply_plan(notifications: Notifications, plan: StreamingPlan) -> Chann
             if isinstance(step, CreateChannel):
                 channel = await _create_channel(notifications, step)
             else:
-                assert channel is not None, "a plan without a channel begins with making it"
+                assert channel is not None, "a plan without a channel begins by creating it"
                 await _apply_to_setting(notifications, step, channel)
         except RequestRefusedError as exc:
             failed = exc
@@ -211,11 +213,11 @@ async def _create_channel(notifications: Notifications, step: CreateChannel) -> 
         return await notifications.create_channel(step.name, WEBSOCKET)
     except RequestRefusedError as exc:
         refused = exc
-    # Somebody else may have made it meanwhile; a workspace has one only.
-    for channel in await notifications.channels():
-        if channel.is_websocket:
-            return channel
-    raise refused
+    # Another program may have made it meanwhile; a workspace has one only.
+    channel = find_websocket(await notifications.channels())
+    if channel is None:
+        raise refused
+    return channel
 
 
 async def _apply_to_setting(
@@ -234,7 +236,7 @@ async def _apply_to_setting(
             raise refused
         await _add(notifications, there, channel)
         return
-    # Not as the plan knew it: what others have added since must stay.
+    # Read again, because what others have added since the plan must stay.
     there = find_setting(await notifications.settings(), step.setting.event_type, step.setting.workflow_id)
     setting = step.setting if there is None else there
     if isinstance(step, AddChannel):
@@ -246,7 +248,7 @@ async def _apply_to_setting(
 async def _add(notifications: Notifications, setting: Setting, channel: Channel) -> None:
     if setting.channel_ids is None:
         raise SetupError(
-            "the channels of a setting are not told by the API: add the WebSocket channel in the dashboard"
+            "the API's answer does not name the channels of a setting: add the WebSocket channel in the dashboard"
         )
     if channel.id not in setting.channel_ids:
         await notifications.update_setting(setting, channel_ids=(*setting.channel_ids, channel.id))
@@ -258,8 +260,8 @@ def _explain(step: SetupStep, refused: RequestRefusedError) -> str:
         # Documented for workflows that are linked to a template.
         workflow_id = step.workflow_id if isinstance(step, CreateSetting) else step.setting.workflow_id
         return (
-            f"could not {step}: {_place(workflow_id)} is linked to a template (HTTP 409), whose notifications are set "
-            f"on the template. Change them there, or unlink the workflow.{said}"
+            f"could not {step}: {_place(workflow_id)} is linked to a template (HTTP 409), which has the notification "
+            f"settings. Change them there, or unlink the workflow.{said}"
         )
     if refused.status == 400 and isinstance(step, CreateSetting):
         return (

@@ -23,7 +23,7 @@ import kadoa_trio._engine._admission as admission
 import kadoa_trio._engine._buffer as buffer
 import kadoa_trio._engine._ledger as ledger
 import kadoa_trio._engine._supervisor as supervisor
-import kadoa_trio._net._http as http
+import kadoa_trio._net._api as api
 
 from ._program import ALL, of_seed
 from ._world import PROMISES, execute
@@ -223,14 +223,14 @@ def refusals_have_no_grace() -> list[Patch]:
 
 @_mutation(10, "discreet")
 def the_token_is_logged() -> list[Patch]:
-    real = http.HttpClient.fetch_token
+    real = api.KadoaApi.fetch_token
 
     async def fetch_token(self: Any) -> Any:
         token = await real(self)
         logging.getLogger("kadoa_trio.http").warning("got %s", token.access_token.reveal())
         return token
 
-    return [(http.HttpClient, "fetch_token", fetch_token)]
+    return [(api.KadoaApi, "fetch_token", fetch_token)]
 
 
 @contextlib.contextmanager

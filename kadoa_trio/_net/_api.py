@@ -1,0 +1,202 @@
+"""Kadoa's HTTP endpoints: access tokens, acknowledgements, and the notifications API.
+
+Shapes are those of Kadoa's OpenAPI description, 3.0.0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import Final, TypeGuard
+from urllib.parse import urlsplit
+
+import attrs
+
+from .._contexts import async_context
+from .._errors import ConfigurationError, ProtocolError
+from .._events import parse_json
+from .._redact import Secret
+from .._settings import Settings, fits_header
+from ._http import USER_AGENT, HttpClient, open_http, utc_now
+
+API_TIMEOUT: Final = 30.0
+"""Maximum duration of a call of the notifications API, in seconds."""
+MAX_API_ANSWER: Final = 8 * 1024 * 1024
+"""Maximum length of an answer of the notifications API, in bytes: the settings of about ten thousand workflows."""
+
+# Kadoa's SDKs send both with the API key (github.com/kadoa-org/kadoa-sdks: createSdkHeaders in
+# sdks/node/src/client/wiring.ts). There the version is a number alone. Here it names the client, because the number
+# would be taken for a version of Kadoa's own Python SDK.
+_CALLER: Final = {"x-sdk-language": "python", "x-sdk-version": USER_AGENT}
+
+
+@attrs.frozen
+class Token:
+    """An access token, good for one connection attempt, and the channel to subscribe to."""
+
+    access_token: Secret
+    team_id: str
+
+
+@attrs.define(eq=False)
+class KadoaApi:
+    """Kadoa's HTTP endpoints, for one API key. Made by `open_api`."""
+
+    _http: HttpClient = attrs.field(repr=False)
+    _key: Secret = attrs.field(repr=False)
+    _settings: Settings = attrs.field(repr=False)
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What a server may repeat: the key, proxy credentials, and the newest tokens."""
+        return self._http.secrets
+
+    def censor(self, text: str) -> str:
+        """Replace the secrets in *text*: a server may repeat them in its frames."""
+        return self._http.censor(text)
+
+    async def fetch_token(self) -> Token:
+        """Trade the API key for a fresh access token.
+
+        The whole request, reading the answer included, takes no longer than
+        `Timeouts.token`. Cancellation abandons it.
+
+        Raises:
+            AuthenticationError: 401 or 403.
+            RequestRefusedError: any other 4xx, where repeating the request is of no use.
+            ProtocolError: a success, but not the documented JSON.
+            AttemptError: everything that may pass: the network, no answer in
+                time, 408, 425, 429, 3xx, 5xx.
+        """
+        answer = await self._http.request(
+            "token",
+            "POST",
+            f"{self._settings.endpoints.public_api.rstrip('/')}/v4/oauth2/token",
+            timeout=self._settings.timeouts.token,
+            headers={"x-api-key": self._key, **_CALLER},
+        )
+        token = _parse_token(answer.content("token"), self._key)
+        if token is None:
+            raise ProtocolError("token", "the answer is not the documented JSON", status=answer.status)
+        self._http.remember(token.access_token)
+        return token
+
+    async def acknowledge(self, event_id: str) -> None:
+        """Acknowledge an event, without the key, as Kadoa's SDKs do.
+
+        Raises:
+            AttemptError: Kadoa refused it, or the network failed.
+        """
+        await self._http.request(
+            "acknowledge",
+            "POST",
+            f"{self._settings.endpoints.realtime_api.rstrip('/')}/api/v1/events/ack",
+            timeout=self._settings.timeouts.token,
+            content=json.dumps({"id": event_id}).encode(),
+            final=False,
+        )
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        body: object = None,
+        limit: int = MAX_API_ANSWER,
+    ) -> dict[str, object]:
+        """Call the notifications API, and return the ``data`` of its answer.
+
+        Args:
+            method: the HTTP method.
+            path: below ``/v5/notifications``.
+            params: of the query.
+            body: sent as JSON; a `Secret` is JSON already; None sends none.
+            limit: maximum length of the answer, in bytes.
+
+        Raises:
+            AuthenticationError, RequestRefusedError, ProtocolError,
+                AttemptError: as for `fetch_token`.
+        """
+        answer = await self._http.request(
+            "notifications",
+            method,
+            f"{self._settings.endpoints.public_api.rstrip('/')}/v5/notifications{path}",
+            timeout=API_TIMEOUT,
+            limit=limit,
+            headers={"x-api-key": self._key, **_CALLER},
+            content=body if isinstance(body, Secret) else b"" if body is None else json.dumps(body).encode(),
+            params=params,
+        )
+        data = _parse_object(answer.content("notifications"))
+        if data is None:
+            raise ProtocolError("notifications", "the answer is not a JSON object", status=answer.status)
+        return data
+
+
+@async_context
+async def open_api(
+    *, api_key: Secret, settings: Settings, wall_clock: Callable[[], datetime] = utc_now
+) -> AsyncIterator[KadoaApi]:
+    """Open a `KadoaApi`; leaving closes its connections. Entering makes no request.
+
+    Args:
+        api_key: the account's key. It goes into one header and nowhere else.
+        settings: the client's options.
+        wall_clock: gives the time that a ``Retry-After`` date is measured against.
+
+    Raises:
+        ConfigurationError: a header cannot hold the key, or the proxy or the
+            certificates that the environment names cannot be used.
+    """
+    # h11 refuses such a key with an error that shows it.
+    if not fits_header(api_key):
+        raise ConfigurationError("the API key must be printable ASCII, without spaces around it")
+    endpoints = settings.endpoints
+    urls = [urlsplit(url) for url in (endpoints.public_api, endpoints.realtime_api)]
+    async with open_http(
+        hosts={url.hostname or "" for url in urls},
+        secure=any(url.scheme == "https" for url in urls),
+        secrets=(api_key,),
+        ssl_context=settings.ssl_context,
+        transport=None if endpoints.network is None else endpoints.network.http_transport,
+        wall_clock=wall_clock,
+    ) as http:
+        yield KadoaApi(http, api_key, settings)
+
+
+def _parse_token(body: bytes, api_key: Secret) -> Token | None:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    access_token, team_id = data.get("access_token"), data.get("team_id")
+    if _is_text(access_token) and _is_text(team_id):
+        # With the key: the WebSocket's server knows the key as well, and may repeat it.
+        return Token(Secret(access_token, api_key.reveal()), team_id)
+    return None
+
+
+def _parse_object(body: bytes) -> dict[str, object] | None:
+    try:
+        answer = parse_json(body) if body else {}  # the answers of some calls are empty
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(answer, dict) and "data" in answer:
+        # Some answers have a list there, where others have an object with the list under a name.
+        answer = answer["data"] if isinstance(answer["data"], dict) else {"data": answer["data"]}
+    return answer if isinstance(answer, dict) else None
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate is valid JSON, but UTF-8 cannot encode it.
+        return False
+    return True
