@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from datetime import datetime
+from datetime import UTC, datetime
 
 import attrs
 
@@ -59,6 +59,9 @@ def _words(text: str) -> str:
     return presentable(text, 300)
 
 
+_NOT_PUBLISHED = datetime.min.replace(tzinfo=UTC)
+
+
 class State(enum.Enum):
     """What the newest connection is doing."""
 
@@ -78,8 +81,8 @@ class State(enum.Enum):
 class Notice:
     """The base class of the notices: something happened to the client."""
 
-    at: datetime
-    """When it happened, in wall time with a time zone."""
+    at: datetime = _NOT_PUBLISHED
+    """When it happened, in wall time with a time zone. Set when the notice is published."""
 
     @property
     def level(self) -> int:

@@ -28,7 +28,7 @@ from kadoa_trio import Limits, Realtime
 from kadoa_trio._engine._ledger import RECENT_IDS
 from kadoa_trio._engine._reporter import MAX_NOTICE_TEXT, MAX_NOTICES, NOTICE_INTERVAL, NOTICES_AT_ONCE, Reporter
 from kadoa_trio._errors import AttemptError
-from kadoa_trio._net._socket import _FRAMES_AT_ONCE, MAX_FRAGMENTS, EndKind, SocketEnd, SocketEnded, _FrameCounter
+from kadoa_trio._net._socket import _FRAMES_AT_ONCE, MAX_FRAGMENTS, End, EndReason, SocketEnded, _FrameCounter
 from kadoa_trio._net._wire import Ignored, decode
 from kadoa_trio.notices import AdmissionPaused, Draining, FrameIgnored, Lost, Notice, Retrying
 from kadoa_trio.testing import Faults
@@ -71,7 +71,7 @@ def test_unread_notices_hold_texts_of_bounded_length(
         before, _ = tracemalloc.get_traced_memory()
         for number in range(2 * MAX_NOTICES):
             kind, values = facts(chr(0x1F600 + number) + "x" * 50_000)  # as wide as a string can be
-            reporter.publish(kind, **values)
+            reporter.publish(kind(**values))
             del values
         after, _ = tracemalloc.get_traced_memory()
     finally:
@@ -236,12 +236,12 @@ def test_publishing_raises_nothing_whatever_the_program_does(caplog: pytest.LogC
     log = logging.getLogger("kadoa_trio.client")
     log.addFilter(fail)
     try:
-        reporter.publish(Lost, generation=1, how="reset")
+        reporter.publish(Lost(generation=1, how="reset"))
     finally:
         log.removeFilter(fail)
     assert len(found(reporter, Lost)) == 1
     reporter.close()
-    reporter.publish(Lost, generation=2, how="reset")
+    reporter.publish(Lost(generation=2, how="reset"))
     assert not found(reporter, Lost)
     assert reporter.status.lost == 2
 
@@ -364,7 +364,7 @@ async def test_message_has_a_maximum_of_fragments(
                 return
             with pytest.raises(SocketEnded) as caught:
                 await opened.receive()
-    assert caught.value.end == SocketEnd(EndKind.PROTOCOL, None, "a message of more than 1,000 fragments")
+    assert caught.value.end == End(EndReason.PROTOCOL, None, "a message of more than 1,000 fragments")
     network.assert_closed()
 
 

@@ -34,6 +34,7 @@ from kadoa_trio.notices import State
 from kadoa_trio.testing import (
     Draft,
     Schedule,
+    SimulatedKadoa,
     difference,
     make_event,
     open_simulated_kadoa,

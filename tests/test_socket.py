@@ -38,7 +38,7 @@ from _loopback import (
 
 from kadoa_trio import Limits, Timeouts, __version__
 from kadoa_trio._errors import AttemptError, AuthenticationError, ForeignError, KadoaError, ProtocolError
-from kadoa_trio._net._socket import EndKind, Socket, SocketEnd, SocketEnded, open_socket
+from kadoa_trio._net._socket import End, EndReason, Socket, SocketEnded, open_socket
 from kadoa_trio._redact import Secret
 from kadoa_trio._settings import CLOSE_TIMEOUT, Endpoints, Settings
 
@@ -88,7 +88,7 @@ async def opening_fails(opening: AbstractAsyncContextManager[Socket]) -> KadoaEr
     return caught.value
 
 
-async def ends(opened: Socket) -> SocketEnd:
+async def ends(opened: Socket) -> End:
     with trio.fail_after(PATIENCE), pytest.raises(SocketEnded) as caught:
         await opened.receive()
     assert_no_secret(everything_said(caught.value))
@@ -302,7 +302,7 @@ async def test_compression_that_was_not_offered_is_no_handshake() -> None:
 
 async def test_compressed_frame_ends_the_socket() -> None:
     end = await ended_by(bytes([0x81 | 0x40, 3]) + b"abc")
-    assert (end.kind, end.code) == (EndKind.PROTOCOL, 1002)
+    assert (end.reason, end.code) == (EndReason.PROTOCOL, 1002)
 
 
 async def test_stalled_refusal_ends_before_the_timeout(autojump_clock: trio.testing.MockClock) -> None:
@@ -403,7 +403,7 @@ async def test_tls_with_a_trusted_certificate() -> None:
         ):
             with trio.fail_after(PATIENCE):
                 assert await opened.receive() == "hello"
-            assert await ends(opened) == SocketEnd(EndKind.CLOSED, 1001, "Server shutting down")
+            assert await ends(opened) == End(EndReason.CLOSED, 1001, "Server shutting down")
 
 
 async def test_tls_with_an_unknown_authority_is_named() -> None:
@@ -469,13 +469,13 @@ async def test_tls_stream_that_ends_without_close_notification() -> None:
         serving(handler, tls=server_tls("127.0.0.1")) as port,
         dial(port, secure=True, ssl_context=trusting_tls(), timeouts=Timeouts(handshake=PATIENCE)) as opened,
     ):
-        assert (await ends(opened)).kind is EndKind.LOST
+        assert (await ends(opened)).reason is EndReason.LOST
 
 
 # Ends.
 
 
-async def ended_by(sent: bytes, *, then: Handler | None = None, **options: Any) -> SocketEnd:
+async def ended_by(sent: bytes, *, then: Handler | None = None, **options: Any) -> End:
     """Open a socket to a server that sends *sent*, and leaves TCP open; leaving must be quick."""
 
     async def handler(stream: trio.abc.Stream) -> None:
@@ -501,16 +501,16 @@ Handler = Callable[[trio.abc.Stream], Awaitable[object]]
 @pytest.mark.parametrize(
     ("sent", "end"),
     [
-        (CLOSE_1000, SocketEnd(EndKind.CLOSED, 1000)),
-        (frame(b"", opcode=8), SocketEnd(EndKind.CLOSED, 1005)),
-        (close_frame(1001, "Server shutting down"), SocketEnd(EndKind.CLOSED, 1001, "Server shutting down")),
-        (close_frame(4001, "a\x00b\n\x1b[31mc"), SocketEnd(EndKind.CLOSED, 4001, "a b [31mc")),
-        (close_frame(1009, "too large for me"), SocketEnd(EndKind.CLOSED, 1009, "too large for me")),
-        (close_frame(1002, "you broke it"), SocketEnd(EndKind.CLOSED, 1002, "you broke it")),
-        (close_frame(4001, f"bad token {TOKEN[:40]}"), SocketEnd(EndKind.CLOSED, 4001, "bad token [secret]")),
+        (CLOSE_1000, End(EndReason.CLOSED, 1000)),
+        (frame(b"", opcode=8), End(EndReason.CLOSED, 1005)),
+        (close_frame(1001, "Server shutting down"), End(EndReason.CLOSED, 1001, "Server shutting down")),
+        (close_frame(4001, "a\x00b\n\x1b[31mc"), End(EndReason.CLOSED, 4001, "a b [31mc")),
+        (close_frame(1009, "too large for me"), End(EndReason.CLOSED, 1009, "too large for me")),
+        (close_frame(1002, "you broke it"), End(EndReason.CLOSED, 1002, "you broke it")),
+        (close_frame(4001, f"bad token {TOKEN[:40]}"), End(EndReason.CLOSED, 4001, "bad token [secret]")),
     ],
 )
-async def test_close_frame_from_a_server_that_leaves_tcp_open(sent: bytes, end: SocketEnd) -> None:
+async def test_close_frame_from_a_server_that_leaves_tcp_open(sent: bytes, end: End) -> None:
     assert await ended_by(sent) == end
 
 
@@ -530,19 +530,19 @@ async def test_close_frame_from_a_server_that_leaves_tcp_open(sent: bytes, end: 
 )
 async def test_frame_that_breaks_the_protocol(sent: bytes, code: int) -> None:
     end = await ended_by(sent)
-    assert (end.kind, end.code) == (EndKind.PROTOCOL, code)
-    assert end.reason
+    assert (end.reason, end.code) == (EndReason.PROTOCOL, code)
+    assert end.detail
 
 
 @pytest.mark.parametrize("more", [b"", frame(b"y" * 2000), frame(b"y" * 2000) * 5, CLOSE_1000, frame(b"", opcode=9)])
 async def test_message_that_is_too_large(more: bytes) -> None:
     end = await ended_by(frame(b"x" * 1001) + more, limits=Limits(message_size=1000))
-    assert end == SocketEnd(EndKind.TOO_LARGE, 1009, "Exceeded maximum message size: 1000 bytes")
+    assert end == End(EndReason.TOO_LARGE, 1009, "Exceeded maximum message size: 1000 bytes")
 
 
 async def test_message_in_fragments_that_is_too_large() -> None:
     first, second = frame(b"x" * 600, final=False), frame(b"x" * 600, opcode=0)
-    assert (await ended_by(first + second, limits=Limits(message_size=1000))).kind is EndKind.TOO_LARGE
+    assert (await ended_by(first + second, limits=Limits(message_size=1000))).reason is EndReason.TOO_LARGE
 
 
 async def test_messages_before_one_that_is_too_large_are_received() -> None:
@@ -554,7 +554,7 @@ async def test_messages_before_one_that_is_too_large_are_received() -> None:
         await trio.sleep(0.05)  # so that the reader gets as far as it can; real time, as the bytes are
         for n in range(5):
             assert await opened.receive() == str(n)
-        assert (await ends(opened)).kind is EndKind.TOO_LARGE
+        assert (await ends(opened)).reason is EndReason.TOO_LARGE
 
 
 async def test_messages_before_a_close_frame_are_received() -> None:
@@ -565,7 +565,7 @@ async def test_messages_before_a_close_frame_are_received() -> None:
         await trio.sleep(0.05)
         for n in range(5):
             assert await opened.receive() == str(n)
-        assert (await ends(opened)).kind is EndKind.CLOSED
+        assert (await ends(opened)).reason is EndReason.CLOSED
 
 
 async def test_end_of_stream_without_a_close_frame() -> None:
@@ -573,7 +573,7 @@ async def test_end_of_stream_without_a_close_frame() -> None:
         await stream.aclose()
 
     end = await ended_by(b"", then=close)
-    assert end == SocketEnd(EndKind.LOST, 1006, "end of stream without a close frame")
+    assert end == End(EndReason.LOST, 1006, "end of stream without a close frame")
 
 
 async def test_reset() -> None:
@@ -581,14 +581,14 @@ async def test_reset() -> None:
         reset(stream)
 
     end = await ended_by(b"", then=close)
-    assert end == SocketEnd(EndKind.LOST, 1006, "Connection reset by peer")
+    assert end == End(EndReason.LOST, 1006, "Connection reset by peer")
 
 
 async def test_end_in_the_middle_of_a_message() -> None:
     async def close(stream: trio.abc.Stream) -> None:
         await stream.aclose()
 
-    assert (await ended_by(frame(b"x" * 1000)[:500], then=close)).kind is EndKind.LOST
+    assert (await ended_by(frame(b"x" * 1000)[:500], then=close)).reason is EndReason.LOST
 
 
 async def test_send_after_the_end_raises_how_it_ended() -> None:
@@ -1004,7 +1004,10 @@ async def test_reader_that_fails_ends_the_socket_only(autojump_clock: trio.testi
         error: Exception = RuntimeError()
         later: bytes | bytearray = b""
 
-    for error, kind in ((ConnectionResetError(104, "reset"), EndKind.LOST), (RuntimeError("odd"), EndKind.PROTOCOL)):
+    for error, kind in (
+        (ConnectionResetError(104, "reset"), EndReason.LOST),
+        (RuntimeError("odd"), EndReason.PROTOCOL),
+    ):
         network = MemoryNetwork(speak(frame(b"first"), frame(b"boom")))
         open_stream = network.open_stream
 
@@ -1018,7 +1021,7 @@ async def test_reader_that_fails_ends_the_socket_only(autojump_clock: trio.testi
             async with network.open() as opened:
                 assert await opened.receive() == "first"
                 end = await ends(opened)
-                assert (end.kind, end.code) == (kind, None)
+                assert (end.reason, end.code) == (kind, None)
                 assert end.reason in ("Connection reset by peer", "odd")
             network.assert_closed()
 

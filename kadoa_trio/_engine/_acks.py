@@ -103,7 +103,7 @@ class Acknowledger:
                 self._paused_until = trio.current_time() + ACKNOWLEDGEMENTS_REST
                 if not self._reported:
                     self._reported = True
-                    self._reporter.publish(AcknowledgementsPaused, why=str(exc))
+                    self._reporter.publish(AcknowledgementsPaused(why=str(exc)))
         else:
             self.sent += 1
             self._failed_in_a_row, self._reported = 0, False

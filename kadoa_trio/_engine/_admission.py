@@ -127,7 +127,7 @@ class Admission:
     def report_gaps(self, gaps: list[Gap]) -> None:
         """Publish possible gaps, and have them saved and repaired."""
         for gap in gaps:
-            self._reporter.publish(PossibleGap, gap=gap)
+            self._reporter.publish(PossibleGap(gap=gap))
         if gaps:
             self.position_changed()
 

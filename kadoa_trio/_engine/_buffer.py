@@ -130,11 +130,11 @@ class Buffer:
         ledger = self._ledger
         if ledger.unsettled >= self._max_unsettled:
             self._paused = True
-            self._reporter.publish(AdmissionPaused, oldest=ledger.oldest_unsettled, unsettled=ledger.unsettled)
+            self._reporter.publish(AdmissionPaused(oldest=ledger.oldest_unsettled, unsettled=ledger.unsettled))
         elif ledger.settled_count >= self._max_settled:
             self._paused = True
             unsaved = self._settings.limits.unsaved
-            self._reporter.publish(AdmissionPaused, oldest=None, unsettled=ledger.unsettled, unsaved=unsaved)
+            self._reporter.publish(AdmissionPaused(oldest=None, unsettled=ledger.unsettled, unsaved=unsaved))
 
     def put(self, event: Event, entry: Entry) -> None:
         """Put an admitted event into the buffer."""
@@ -159,7 +159,7 @@ class Buffer:
         """End admission in an orderly way, and publish that."""
         self.end()
         if self._reporter.status.state not in (State.STOPPED, State.FAILED):
-            self._reporter.publish(Stopped)
+            self._reporter.publish(Stopped())
 
     def take_fault(self) -> Exception | None:
         """Return the fault that ended admission, once."""

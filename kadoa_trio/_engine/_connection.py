@@ -7,7 +7,6 @@ nothing of the connections before and after it.
 
 from __future__ import annotations
 
-import enum
 import math
 import random
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import trio
 from .._errors import AttemptError
 from .._events import Event
 from .._net._api import KadoaApi
-from .._net._socket import EndKind, Socket, SocketEnded, open_socket
+from .._net._socket import End, EndReason, Socket, SocketEnded, open_socket
 from .._net._wire import Draining as DrainNotice
 from .._net._wire import Heartbeat, Ignored, decode, subscribe
 from .._settings import Settings
@@ -72,32 +71,6 @@ _CATCH_UP: Final = 2.0
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # How often a connection that is not trusted looks whether its deliveries can be relied on, as a part of stable_after.
 _LOOKS: Final = 4
-
-
-class EndReason(enum.Enum):
-    """Why a connection is read no more."""
-
-    CLOSED = "closed by the server"
-    LOST = "broken"
-    TOO_LARGE = "a message over Limits.message_size"
-    PROTOCOL = "the server broke the WebSocket protocol"
-    SILENT = "no frame within Timeouts.heartbeat"
-    RETIRED = "retired"
-    LEFT = "left"
-
-
-@attrs.frozen
-class End:
-    """How a connection ended."""
-
-    reason: EndReason
-    detail: str = ""
-    code: int | None = None
-
-    def __str__(self) -> str:
-        code = f" with {self.code}" if self.code is not None and self.reason is EndReason.CLOSED else ""
-        detail = f": {self.detail}" if self.detail else ""
-        return f"{self.reason.value}{code}{detail}"
 
 
 @attrs.frozen(eq=False)
@@ -296,7 +269,7 @@ class Connection:
                 try:
                     await self._subscribe(socket, token.team_id)
                     self._enter(Phase.SUBSCRIBED)
-                    context.reporter.publish(Subscribed, generation=self.generation, cursor=self.cursor)
+                    context.reporter.publish(Subscribed(generation=self.generation, cursor=self.cursor))
                     task_status.started()
                     self.end = End(EndReason.LEFT)
                     self.end = await self._serve(socket)
@@ -316,7 +289,7 @@ class Connection:
             try:
                 await socket.send(subscribe(team_id, self.cursor))
             except SocketEnded as exc:
-                reason = _end_of(exc)
+                reason = exc.end
             else:
                 return
             raise AttemptError("subscribe", str(reason))
@@ -331,7 +304,7 @@ class Connection:
                 nursery.cancel_scope.cancel(reason="the connection has ended")
         if end is not None:
             return end
-        return End(EndReason.RETIRED, self._why_retired)
+        return End(EndReason.RETIRED, detail=self._why_retired)
 
     async def _read_while_alive(self, socket: Socket) -> End:
         """Read until the connection ends, or no frame has come within `Timeouts.heartbeat`."""
@@ -344,12 +317,12 @@ class Connection:
             with self._heartbeat:
                 return await self._read(socket)
             if self._last_frame == looked_after:
-                return End(EndReason.SILENT, f"{timeout:g} s")
+                return End(EndReason.SILENT, detail=f"{timeout:g} s")
             # Expired. The event loop may have been blocked: look at the socket once before the connection is given up.
             now = trio.current_time()
             late = now - self._heartbeat.deadline
             if late >= _BLOCKED:
-                self._context.reporter.publish(EventLoopBlocked, generation=self.generation, seconds=late)
+                self._context.reporter.publish(EventLoopBlocked(generation=self.generation, seconds=late))
             looked_after = self._last_frame
             self._far_enough = 0.0
             self._heartbeat = trio.CancelScope(deadline=now + _LAST_LOOK)
@@ -363,7 +336,7 @@ class Connection:
             try:
                 message = await socket.receive()
             except SocketEnded as exc:
-                return _end_of(exc)
+                return exc.end
             moment = reporter.moment()
             now = self._last_frame = moment[1]
             if now - self._asked[1] >= _WAITED:
@@ -393,7 +366,7 @@ class Connection:
                 self._drain(frame, now)
             elif isinstance(frame, Ignored):
                 context.reporter.publish(
-                    FrameIgnored, generation=self.generation, kind=frame.kind, why=frame.why, type=frame.type
+                    FrameIgnored(generation=self.generation, kind=frame.kind, why=frame.why, type=frame.type)
                 )
             else:
                 assert isinstance(frame, Heartbeat)
@@ -403,7 +376,7 @@ class Connection:
         self._enter(Phase.LIVE)
         reporter = self._context.reporter
         older = tuple(c.generation for c in reporter.status.connections if c.generation < self.generation)
-        reporter.publish(Live, generation=self.generation, replaces=older)
+        reporter.publish(Live(generation=self.generation, replaces=older))
         self._on_live()
 
     def _drain(self, notice: DrainNotice, now: float) -> None:
@@ -418,11 +391,12 @@ class Connection:
         self.draining = True
         self._changed.unpark_all()
         self._context.reporter.publish(
-            Draining,
-            generation=self.generation,
-            delay=delay if self.superseded_by is None else 0.0,
-            deadline=notice.deadline,
-            resume_supported=notice.resume_supported,
+            Draining(
+                generation=self.generation,
+                delay=delay if self.superseded_by is None else 0.0,
+                deadline=notice.deadline,
+                resume_supported=notice.resume_supported,
+            )
         )
 
     def _withdraw_promise(self) -> None:
@@ -433,10 +407,10 @@ class Connection:
     def _report_end(self, end: End) -> None:
         reporter = self._context.reporter
         if self.superseded_by is not None:
-            reporter.publish(Replaced, generation=self.generation, by=self.superseded_by, how=str(end))
+            reporter.publish(Replaced(generation=self.generation, by=self.superseded_by, how=str(end)))
         else:
             expected = self.draining and end.reason is EndReason.CLOSED and end.code == _GOING_AWAY
-            reporter.publish(Lost, generation=self.generation, how=str(end), expected=expected)
+            reporter.publish(Lost(generation=self.generation, how=str(end), expected=expected))
 
     # ---- events ------------------------------------------------------------------------------------------------
 
@@ -543,7 +517,7 @@ class Connection:
                 continue
             if now >= self._stable_at():
                 self._enter(Phase.STABLE)
-                context.reporter.publish(Stable, generation=self.generation)
+                context.reporter.publish(Stable(generation=self.generation))
                 next_look = now
             if now >= next_look:
                 next_look = now + interval
@@ -571,13 +545,3 @@ class _Suspended:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._connection.resume_clocks(interrupted=kind is not None)
-
-
-def _end_of(exc: SocketEnded) -> End:
-    reason = {
-        EndKind.CLOSED: EndReason.CLOSED,
-        EndKind.LOST: EndReason.LOST,
-        EndKind.TOO_LARGE: EndReason.TOO_LARGE,
-        EndKind.PROTOCOL: EndReason.PROTOCOL,
-    }[exc.end.kind]
-    return End(reason, exc.end.reason, exc.end.code)

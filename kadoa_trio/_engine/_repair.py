@@ -229,7 +229,7 @@ class Repairer:
         for gap in set(self._work).difference(gaps):
             if not self._work.pop(gap).closed:
                 why = f"more than {MAX_GAPS} gaps are open, and the ledger no longer keeps this one"
-                self._reporter.publish(GapRemains, gap=gap, why=why, final=True)
+                self._reporter.publish(GapRemains(gap=gap, why=why, final=True))
         now = trio.current_time()
         for gap in gaps:
             if gap not in self._work:
@@ -241,7 +241,7 @@ class Repairer:
 
     def _give_up(self, gap: Gap, work: _Work, why: str, *, final: bool) -> None:
         work.due = math.inf
-        self._reporter.publish(GapRemains, gap=gap, why=why, final=final)
+        self._reporter.publish(GapRemains(gap=gap, why=why, final=final))
         if final:
             work.closed = True
             self._ledger.close_gap(gap)
@@ -308,7 +308,7 @@ class Repairer:
             self._give_up(gap, work, self._so_far(why, work), final=True)
         else:
             work.due, work.closed = math.inf, True
-            self._reporter.publish(GapRepaired, gap=gap, events=work.handed_out)
+            self._reporter.publish(GapRepaired(gap=gap, events=work.handed_out))
             self._ledger.close_gap(gap)
 
     def _so_far(self, why: str, work: _Work) -> str:
@@ -332,7 +332,7 @@ class Repairer:
             if failures >= FAILURES_BEFORE_NOTICE and not waiting.reported and waiting.due < math.inf:
                 waiting.reported = True
                 why = f"{fault}; the log is tried again, at least once in {longest:g} s"
-                self._reporter.publish(GapRemains, gap=gap, why=why, final=False)
+                self._reporter.publish(GapRemains(gap=gap, why=why, final=False))
 
     def _nothing_delivered(self, gap: Gap) -> bool:
         """Tell whether no connection has ever delivered anything, so that nothing can be delivered twice."""

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import attrs
 import trio
@@ -167,13 +168,18 @@ class Reporter:
         """The user's end."""
         self._changed = trio.Event()
 
-    def publish(self, kind: Callable[..., Notice], /, **facts: object) -> None:
-        """Make a notice of *kind*, and publish it unless there were too many like it; the status takes in every one."""
-        for name, value in facts.items():
+    def publish(self, notice: Notice) -> None:
+        """Publish a notice, with its time and with its texts cut and censored, unless there were too many like it.
+
+        The status follows every notice, also those that are not published.
+        """
+        changes: dict[str, Any] = {"at": self.wall_clock()}
+        for field in attrs.fields(type(notice)):
+            value = getattr(notice, field.name)
             if isinstance(value, str):
                 short = value if len(value) <= MAX_NOTICE_TEXT else value[: MAX_NOTICE_TEXT - 1] + "…"
-                facts[name] = self.censor(short)
-        notice = kind(at=self.wall_clock(), **facts)
+                changes[field.name] = self.censor(short)
+        notice = attrs.evolve(notice, **changes)
         before, self.status = self.status, self.status.after(notice)
         if self.status.state is not before.state:
             self._changed.set()
@@ -183,7 +189,8 @@ class Reporter:
             if suppressed is None:
                 return
             if suppressed:
-                notice = kind(at=notice.at, **facts, suppressed=suppressed)
+                changes["suppressed"] = suppressed  # a field of every notice that has a limit
+                notice = attrs.evolve(notice, **changes)
         if _log.isEnabledFor(notice.level):
             text = str(notice)
             with contextlib.suppress(Exception):  # of a logging filter of the program's: the client goes on

@@ -105,11 +105,11 @@ class Saver:
             self._ledger.note_start(self._reporter.moment())
             self._ledger.team = team
             await self._bounded("saved", session.save, self.position())
-            self._reporter.publish(FirstStart, consumer=self._consumer)
+            self._reporter.publish(FirstStart(consumer=self._consumer))
         else:
             self._ledger.restore(position)
             self._ledger.team = team
-            self._reporter.publish(Resumed, cursor=position.cursor, last_life=position.last_life)
+            self._reporter.publish(Resumed(cursor=position.cursor, last_life=position.last_life))
         self._opened.set()
 
     async def _load(self, session: CursorSession, team: str) -> Position | None:
@@ -158,11 +158,11 @@ class Saver:
                 failures += 1
                 self.failures += 1
                 self._wake.set()
-                self._reporter.publish(PositionNotSaved, why=str(exc), delay=delay, unsaved=self.unsaved)
+                self._reporter.publish(PositionNotSaved(why=str(exc), delay=delay, unsaved=self.unsaved))
                 await trio.sleep(delay)
             else:
                 if failures:
-                    self._reporter.publish(PositionSaved, failures=failures)
+                    self._reporter.publish(PositionSaved(failures=failures))
                 failures = 0
                 ids = 0 if self._saved is None else len(self._saved.settled)
                 await trio.sleep_until(started + SAVE_INTERVAL * (1 + ids / IDS_A_SAVE))
@@ -228,9 +228,9 @@ class Saver:
         except CursorStoreError as exc:
             # Once more: a store whose file was lost makes it again.
             self.failures += 1
-            self._reporter.publish(PositionNotSaved, why=str(exc), delay=0.0, unsaved=self.unsaved)
+            self._reporter.publish(PositionNotSaved(why=str(exc), delay=0.0, unsaved=self.unsaved))
             await self._save()
-            self._reporter.publish(PositionSaved, failures=1)
+            self._reporter.publish(PositionSaved(failures=1))
 
     async def _bounded(self, what: str, function: Callable[[*_Args], Awaitable[_T]], *args: *_Args) -> _T:
         """Call the store, within `SAVE_TIMEOUT`."""

@@ -29,6 +29,7 @@ from .._errors import (
     MessageTooLargeError,
     RequestRefusedError,
 )
+from .._net._socket import EndReason
 from ..notices import (
     AttemptStarted,
     ConnectionAged,
@@ -40,7 +41,7 @@ from ..notices import (
     Refused,
     Retrying,
 )
-from ._connection import Connection, ConnectionContext, EndReason
+from ._connection import Connection, ConnectionContext
 from ._cursor_check import HOLD_TIME, REFUSAL_TIME, CursorCheck, Hold
 from ._phase import Phase
 
@@ -142,7 +143,7 @@ class Supervisor:
             bug = fault
             fault = InternalError(f"the client failed by a bug of its own ({type(bug).__name__}); please report it")
             fault.__cause__ = bug
-        self._context.reporter.publish(Failed, fault=f"{type(fault).__name__}: {fault}")
+        self._context.reporter.publish(Failed(fault=f"{type(fault).__name__}: {fault}"))
         if self.started.is_set():
             self._context.admission.end(fault)
         else:
@@ -181,7 +182,7 @@ class Supervisor:
         now = trio.current_time()
         if not newest.ended:
             if not newest.draining:
-                self._context.reporter.publish(ConnectionAged, generation=newest.generation)
+                self._context.reporter.publish(ConnectionAged(generation=newest.generation))
             return now
         # Ended before its replacement was due, which ends the wait.
         self._observe_end(newest)
@@ -221,7 +222,7 @@ class Supervisor:
         assert nursery is not None
         self._generation += 1
         self._backoff.begin(trio.current_time())
-        context.reporter.publish(AttemptStarted, generation=self._generation)
+        context.reporter.publish(AttemptStarted(generation=self._generation))
         asked = [] if self._newest is None else [self._newest]
         connection = Connection(
             context,
@@ -248,7 +249,7 @@ class Supervisor:
         now = trio.current_time()
         due = min(now + self._backoff.delay(retry_after), max(latest, now))
         context.reporter.publish(
-            Retrying, generation=connection.generation, why=why, delay=due - now, failures=self._backoff.failures
+            Retrying(generation=connection.generation, why=why, delay=due - now, failures=self._backoff.failures)
         )
         return None, due
 
@@ -301,7 +302,7 @@ class Supervisor:
         grace = self._refused_since + self._settings.timeouts.auth_grace - now
         if grace <= 0:
             raise exc
-        self._context.reporter.publish(Refused, generation=self._generation, why=str(exc), grace=grace)
+        self._context.reporter.publish(Refused(generation=self._generation, why=str(exc), grace=grace))
         return now + grace
 
     def _observe_end(self, connection: Connection) -> None:
@@ -357,7 +358,7 @@ class Supervisor:
         cursor = context.ledger.resume_cursor
         assert cursor is not None
         if check.begin():
-            context.reporter.publish(CursorCheckStarted, cursor=cursor)
+            context.reporter.publish(CursorCheckStarted(cursor=cursor))
         probe = await self._establish(not_before, hold=self._current_hold())
         await probe.wait_until(lambda: probe.phase >= Phase.STABLE or probe.hold_is_full)
         not_before = 0.0
@@ -369,7 +370,7 @@ class Supervisor:
                 self._end_check()
                 return candidate
             if candidate.events or (candidate.was(Phase.STABLE) and not candidate.ended):
-                context.reporter.publish(CursorAccepted, cursor=cursor)
+                context.reporter.publish(CursorAccepted(cursor=cursor))
                 check.acquit()
                 probe.retire("the cursor check is over", after=0.0)
                 # When the replay is over it has brought what was held; if it has not, that is handed out.
@@ -379,7 +380,7 @@ class Supervisor:
             if probe.ended:
                 break
             if is_refusal(candidate) and check.refused(trio.current_time()):
-                context.reporter.publish(CursorDropped, cursor=cursor)
+                context.reporter.publish(CursorDropped(cursor=cursor))
                 self._newest = probe
                 probe.superseded_by = None
                 context.admission.report_gaps(context.ledger.drop_cursor(probe.generation, context.reporter.moment()))
@@ -430,7 +431,7 @@ class Supervisor:
         with trio.move_on_after(HOLD_TIME):
             await _wait_either(hold.decided, hold.filled)
         if not hold.decided.is_set():
-            context.reporter.publish(HeldEventsReleased, cursor=context.ledger.resume_cursor, events=len(hold.events))
+            context.reporter.publish(HeldEventsReleased(cursor=context.ledger.resume_cursor, events=len(hold.events)))
         while hold.events:
             # Taken only when it is admitted: being cancelled here loses nothing that was admitted.
             generation, event, arrived = hold.events[0]

@@ -93,28 +93,35 @@ _ANSWER_GRACE: Final = 0.1
 _CLOSE_FRAME: Final = 0x88
 
 
-class EndKind(enum.Enum):
-    """How a socket ended."""
+class EndReason(enum.Enum):
+    """Why a connection is not read any more. The last three are given by the code that reads the socket."""
 
-    CLOSED = "closed"
+    CLOSED = "closed by the server"
     """A close frame came from the server."""
-    LOST = "lost"
+    LOST = "broken"
     """The stream ended or broke without a close frame."""
-    TOO_LARGE = "too large"
-    """A message passed `Limits.message_size`, so that we closed with code 1009."""
-    PROTOCOL = "protocol"
-    """The server broke the WebSocket protocol."""
+    TOO_LARGE = "a message over Limits.message_size"
+    """The client closed with code 1009."""
+    PROTOCOL = "the server broke the WebSocket protocol"
+    SILENT = "no frame within Timeouts.heartbeat"
+    RETIRED = "retired"
+    LEFT = "left"
 
 
 @attrs.frozen
-class SocketEnd:
-    """How a socket ended, and why."""
+class End:
+    """How a connection ended."""
 
-    kind: EndKind
+    reason: EndReason
     code: int | None = None
     """The close code; 1005 means a close frame without one (RFC 6455, section 7.4.1)."""
-    reason: str = ""
-    """The reason of the server or of the system. Maximum 123 printable characters."""
+    detail: str = ""
+    """The words of the server or of the system. Maximum 123 printable characters."""
+
+    def __str__(self) -> str:
+        code = f" with {self.code}" if self.code is not None and self.reason is EndReason.CLOSED else ""
+        detail = f": {self.detail}" if self.detail else ""
+        return f"{self.reason.value}{code}{detail}"
 
 
 class SocketEnded(Exception):
@@ -124,7 +131,7 @@ class SocketEnded(Exception):
         end: how it ended.
     """
 
-    def __init__(self, end: SocketEnd) -> None:
+    def __init__(self, end: End) -> None:
         super().__init__(end)
         self.end = end
 
@@ -233,28 +240,28 @@ class Socket:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self._stream)
 
-    def _end(self, *, answered: bool) -> SocketEnd:
+    def _end(self, *, answered: bool) -> End:
         closed, fault = self._connection.closed, self._reader.fault
         secrets = self._reader.secrets
         if self._stream.close_code == _TOO_LARGE and (closed is None or closed.code != _TOO_LARGE):
             # Even if the server's own close frame has crossed ours: the message is lost.
-            return SocketEnd(EndKind.TOO_LARGE, _TOO_LARGE, self._too_large)
+            return End(EndReason.TOO_LARGE, _TOO_LARGE, self._too_large)
         if closed is not None and closed.code != _ABNORMAL:
             reason = presentable(closed.reason or "", _MAX_REASON, *secrets)
             if closed.code == _TOO_LARGE and closed.reason == self._too_large:
-                return SocketEnd(EndKind.TOO_LARGE, closed.code, reason)
+                return End(EndReason.TOO_LARGE, closed.code, reason)
             # For an invalid frame the library makes a close event of its own, which it does not answer.
             real = answered or closed.code not in _MADE_UP
-            return SocketEnd(EndKind.CLOSED if real else EndKind.PROTOCOL, closed.code, reason)
+            return End(EndReason.CLOSED if real else EndReason.PROTOCOL, closed.code, reason)
         if closed is None and fault is not None:
             reason = describe(fault, *secrets)[:_MAX_REASON]
             foreign = isinstance(fault, OSError | trio.BrokenResourceError | trio.ClosedResourceError)
-            return SocketEnd(EndKind.LOST if foreign else EndKind.PROTOCOL, None, reason)
+            return End(EndReason.LOST if foreign else EndReason.PROTOCOL, None, reason)
         if self._stream.protocol_fault is not None:
-            return SocketEnd(EndKind.PROTOCOL, None, self._stream.protocol_fault)
+            return End(EndReason.PROTOCOL, None, self._stream.protocol_fault)
         broken = self._stream.broken
         reason = "end of stream without a close frame" if broken is None else describe(broken, *secrets)
-        return SocketEnd(EndKind.LOST, _ABNORMAL, reason[:_MAX_REASON])
+        return End(EndReason.LOST, _ABNORMAL, reason[:_MAX_REASON])
 
 
 async def _establish(

@@ -452,7 +452,7 @@ def _tls_in_words(tls: trio.SSLStream[trio.abc.Stream]) -> str:
 def _ended(exc: SocketEnded) -> _Result:
     end = exc.end
     code = f" with {end.code}" if end.code is not None else ""
-    said = f": {end.reason}" if end.reason else ""
+    said = f": {end.detail}" if end.detail else ""
     return _failed(
         f"the server ended the connection{code}{said}",
         "If the reason does not help, try again in a minute: servers close connections when they restart.",
