@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-PATIENCE = 90.0
+PATIENCE = 240.0
 """How long a process and what a test does with it may take, in seconds: less than the time-out of a test."""
 
 _LAUNCH = """
