@@ -99,12 +99,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Branch coverage of the ledger, by the tests that are about it: complete."""
+    """Branch coverage of the ledger and of positions, by their own tests: complete."""
     groups(session, "coverage")
     session.install("-e", ".[test]")
     about = session.posargs or ["tests/test_ledger.py", "tests/test_stores.py"]
     session.run("coverage", "run", "-m", "pytest", *about)
-    session.run("coverage", "report", "--show-missing", "--include=*/_ledger.py,*/_cursors.py", "--fail-under=100")
+    complete = "*/_engine/_ledger.py,*/_engine/_cursors.py,*/kadoa_trio/_position.py"
+    session.run("coverage", "report", "--show-missing", f"--include={complete}", "--fail-under=100")
 
 
 @nox.session

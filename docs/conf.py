@@ -37,7 +37,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"kadoa_trio\.testing\._.*"),
     (
         r"py:.*",
-        r"(HttpClient|KadoaApi|Path|FaultKind|FaultyStream|Entry|Buffer|BufferedEvent|Admission|ConnectionContext|Saver|Acknowledger|Repairer|Supervisor|_Assembly|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
+        r"(HttpClient|KadoaApi|Server|Path|FaultKind|FaultyStream|Entry|Buffer|BufferedEvent|Admission|ConnectionContext|Saver|Acknowledger|Repairer|Supervisor|_Assembly|_Webhook|_Action|IdSource|Step|Spelling|Message|Gap|GapReason|State|Event)",
     ),
 ]
 suppress_warnings = ["ref.any"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import logging
 import re
 import sys
@@ -22,7 +23,9 @@ from rich.console import Console
 
 import kadoa_trio
 from kadoa_trio import Realtime, open_realtime
+from kadoa_trio._engine import _phase
 from kadoa_trio._engine._ledger import Entry, Ledger
+from kadoa_trio._engine._phase import TRANSITIONS, Phase
 from kadoa_trio.cli._board import Board
 from kadoa_trio.cli._watch import Picture
 from kadoa_trio.notices import AttemptStarted, Draining, Live, Lost, Notice, Replaced
@@ -174,6 +177,50 @@ def modules() -> str:
     return "\n".join(lines) + "\n"
 
 
+def phases() -> tuple[str, str]:
+    """Draw the phases of a connection and their transitions; and list what each phase means."""
+    source = ast.parse(Path(_phase.__file__).read_text())
+    declared = next(node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Phase").body
+    meanings = {
+        line.targets[0].id: text.value.value
+        for line, text in itertools.pairwise(declared)
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    width, gap, top, height = 92, 22, 20, 34
+    centre = {phase: 20 + place * (width + gap) + width // 2 for place, phase in enumerate(Phase)}
+    total = 40 + len(centre) * (width + gap)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} 195" font-family="sans-serif" font-size="11">',
+        "<title>The phases of a connection, and which may follow which</title>",
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">',
+        '<path d="M0,0 L8,4 L0,8 z" fill="#555"/></marker></defs>',
+        '<rect width="100%" height="100%" fill="#ffffff" rx="6"/>',
+    ]
+    for phase, x in centre.items():
+        parts.append(
+            f'<rect x="{x - width // 2}" y="{top}" width="{width}" height="{height}" rx="6" fill="#eef4fb" stroke="#2b8fb3"/>'
+            f'<text x="{x}" y="{top + 21}" text-anchor="middle" fill="#222">{phase.name.lower()}</text>'
+        )
+    for before, after in [(one, other) for one in Phase for other in TRANSITIONS[one]]:
+        start, end = centre[before], centre[after]
+        steps = after - before
+        if steps == 1:
+            y = top + height // 2
+            path = f"M{start + width // 2},{y} L{end - width // 2},{y}"
+        else:
+            # Below the row; the longer a transition is, the deeper.
+            y, depth = top + height, top + height + 24 * steps
+            path = f"M{start},{y} C{start},{depth} {end},{depth} {end - 3 * steps},{y + 2}"
+        parts.append(f'<path d="{path}" fill="none" stroke="#555" marker-end="url(#tip)"/>')
+    parts.append("</svg>")
+    lines = ["| phase | what it means | may be followed by |", "|---|---|---|"]
+    for phase in Phase:
+        following = ", ".join(one.name.lower() for one in sorted(TRANSITIONS[phase])) or "-"
+        lines.append(f"| {phase.name.lower()} | {meanings[phase.name]} | {following} |")
+    return "\n".join(parts), "\n".join(lines) + "\n"
+
+
 def ledger() -> str:
     """Record a run of the ledger through a drain."""
     seconds = 0.0
@@ -238,6 +285,9 @@ def draw_all(directory: Path) -> None:
     (directory / "timeline.svg").write_text(timeline(notices, 140.0, schedule))
     (directory / "modules.md").write_text(modules())
     (directory / "ledger.md").write_text(ledger())
+    picture, table = phases()
+    (directory / "phases.svg").write_text(picture)
+    (directory / "phases.md").write_text(table)
 
 
 def run(schedule: Schedule, seconds: float, board: Board, notices: list[tuple[float, Notice]]) -> str:

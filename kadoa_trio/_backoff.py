@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: full jitter, bounded on both sides."""
+"""The wait before the next attempt: full jitter between a minimum and a maximum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._settings import RetryPolicy
 
 @attrs.define(eq=False)
 class Backoff:
-    """Counts failures and attempts, and says how long to wait. No clock of its own."""
+    """Counts failures and attempts, and computes the wait before the next attempt. Reads no clock."""
 
     policy: RetryPolicy
     rng: random.Random
@@ -25,13 +25,13 @@ class Backoff:
         self.failures += 1
 
     def stable(self) -> None:
-        """Record that a connection has become stable: the next failure is a first one."""
+        """Record that a connection has become stable: the failures in a row are counted from 0 again."""
         self.failures = 0
 
     def delay(self, retry_after: float | None = None) -> float:
         """Draw the wait before the next attempt, in seconds.
 
-        A server's ``Retry-After`` is a lower bound, itself bounded.
+        A server's ``Retry-After`` is the minimum, up to ``retry_after_limit``.
         """
         policy = self.policy
         if self.failures == 0:
@@ -45,7 +45,7 @@ class Backoff:
         return delay
 
     def begin(self, now: float) -> None:
-        """Record that an attempt begins at *now* (the clock of the caller, in seconds)."""
+        """Record that an attempt begins at *now*, on the caller's clock, in seconds."""
         self._begun.append(now)
         while len(self._begun) > self.policy.attempts_per_minute:
             self._begun.popleft()

@@ -172,7 +172,13 @@ class Realtime:
         ``async for`` over `events` ends after that. Call it for an orderly
         end, at SIGTERM for example: nothing that was finished is repeated by
         the next run. Stopping twice is fine.
+
+        Raises:
+            RuntimeError: it was called in another thread than that of
+                ``trio.run``. Use ``trio.from_thread.run_sync(realtime.stop)``
+                there.
         """
+        trio.lowlevel.current_trio_token()  # raises before anything is changed
         self._assembly.supervisor.stop()
 
     def statistics(self) -> RealtimeStatistics:
@@ -230,12 +236,12 @@ async def open_realtime(
     ssl_context: ssl.SSLContext | None = None,
     allow_insecure: bool = False,
 ) -> AsyncIterator[Realtime]:
-    """Open a client: connected to Kadoa, and kept so until the block is left.
+    """Open a client, which stays connected to Kadoa until the block is left.
 
     Entering returns when the first subscription has been sent. Leaving, or
     being cancelled anywhere in it, closes every socket within 2 seconds and
-    leaves no task behind. What is not settled then is delivered again to a
-    later run that resumes from `Realtime.position`.
+    leaves no task behind. Events that are not settled then are delivered again
+    to a later run that resumes from `Realtime.position`.
 
     Example::
 
@@ -249,17 +255,18 @@ async def open_realtime(
         api_key: Kadoa's API key; None reads ``KADOA_API_KEY``.
         endpoints: where Kadoa is; None reads the environment
             (`Endpoints.from_environment`), where Kadoa's own are the default.
-        event_types: deliver events of these types only; None for all. What is
-            filtered out counts as settled.
+        event_types: deliver events of these types only; None for all. An
+            event that is filtered out counts as settled.
         workflow_ids: deliver events of these workflows only; None for all. An
             event that names no workflow passes.
-        timeouts: how long the client waits for what; default ``Timeouts()``.
-        limits: how much the client reads ahead and holds in memory; default
-            ``Limits()``.
+        timeouts: how long the client waits for a frame, a connection, an
+            answer; default ``Timeouts()``.
+        limits: how many events and bytes the client reads ahead and holds in
+            memory; default ``Limits()``.
         retry: when the client tries again; default ``RetryPolicy()``.
         resume_from: where to resume: a cursor, or the `Realtime.position` of
-            an earlier run, which also knows what was settled. None begins
-            with what is sent from now on. Not together with *cursor_store*.
+            an earlier run, which also holds what was settled. None begins
+            with the events that are sent from now on. Not together with *cursor_store*.
         cursor_store: where the position is saved for later runs; a path means
             ``SQLiteCursorStore(path)``. The position is loaded when the
             client is opened, and saved behind the events and on leaving. None
@@ -270,7 +277,7 @@ async def open_realtime(
             delivery. What this changes at Kadoa is not documented. Default
             True.
         repair_gaps: look up possible gaps in Kadoa's notification log, and
-            deliver what was missed, late and marked (`Event.from_log`).
+            deliver missed events, late and marked (`Event.from_log`).
             Default False: it makes requests that count against the account.
         ssl_context: for both the API and the WebSocket; default httpx's.
         allow_insecure: allow plain ``http://`` and ``ws://`` to hosts that
@@ -402,7 +409,10 @@ class _Assembly:
             nursery.start_soon(self.acknowledger.run)
         if self.repairer is not None:
             nursery.start_soon(self.repairer.run)
-        await nursery.start(self.supervisor.run)
+        nursery.start_soon(self.supervisor.run)
+        await self.supervisor.started.wait()
+        if self.supervisor.start_fault is not None:
+            raise self.supervisor.start_fault
 
     async def finish(self, deadline: float) -> None:
         """Save and acknowledge for the last time, when all sockets are closed. Run it with `clean_up`."""

@@ -1,18 +1,20 @@
-"""Context managers made of generators, as by `contextlib`, which Ctrl-C cannot leave half entered or half left.
+"""Decorators like those of `contextlib` for context managers that Ctrl-C cannot leave half entered or half left.
 
 Trio raises `KeyboardInterrupt` between any two instructions that are not
-protected from it, and the methods of contextlib's context managers are not:
+protected from it, and the methods of contextlib's context managers are not
+protected:
 
-* raised at the first instruction of ``__aexit__``, it leaves the generator
-  suspended in its block, with the nursery and the sockets that it holds;
-* an async generator that dies in the user's frame runs the callback of Trio's
-  weak reference there, and Python prints and drops what is raised in such a
-  callback (see `sys.unraisablehook`). A generator is kept by every traceback
-  through contextlib's frames.
+* A `KeyboardInterrupt` at the first instruction of ``__aexit__`` leaves the
+  generator suspended in its block, with its nursery and its sockets open.
+* An async generator that is garbage-collected in the user's frame runs the
+  callback of Trio's weak reference there. Python prints and drops a
+  `KeyboardInterrupt` that is raised in such a callback (see
+  `sys.unraisablehook`). Each traceback through contextlib's frames holds a
+  reference to the generator.
 
-So here entering and leaving are protected as a whole, and the generator is
-dropped before ``__aexit__`` returns. A Ctrl-C that comes meanwhile is raised
-by the main task's next checkpoint, which may lie inside of them.
+So entering and leaving are protected here as a whole, and the reference to
+the generator is dropped before ``__aexit__`` returns. A Ctrl-C during them is
+raised by the main task's next checkpoint, which may be inside of them.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def check_in_trio(name: str) -> None:
     if not trio.lowlevel.in_trio_task():
         raise RuntimeError(
             f"{name} needs Trio: call it in an async function that trio.run(...) runs. asyncio.run(...) and other event "
-            "loops cannot run it; for programs with asyncio see 'asyncio' in the documentation"
+            "loops cannot run it. See 'Use the client from asyncio' in the documentation"
         )
 
 
@@ -97,7 +99,7 @@ class _AsyncContext(AbstractAsyncContextManager[_T_co], Generic[_T_co]):
         if generator is None:
             raise RuntimeError("a context manager of kadoa_trio was left twice")
         try:
-            # What the generator awaits on its way out is shielded and bounded there, where that is needed.
+            # The generator shields and bounds what it awaits in its clean-up, where that is needed.
             return await self._leave(generator, exc)  # noqa: ASYNC102
         except BaseException as raised:  # noqa: ASYNC103  # unless Python raises it itself behind this method
             if raised is not exc:
@@ -106,7 +108,7 @@ class _AsyncContext(AbstractAsyncContextManager[_T_co], Generic[_T_co]):
             raised.__traceback__ = traceback
             return False  # noqa: ASYNC104  # False has Python raise it again
         finally:
-            del generator  # a frame in a traceback must not keep it
+            del generator  # a frame in a traceback must hold no reference to it
 
     @staticmethod
     async def _leave(generator: AsyncGenerator[_T_co, None], exc: BaseException | None) -> bool:
@@ -116,7 +118,9 @@ class _AsyncContext(AbstractAsyncContextManager[_T_co], Generic[_T_co]):
             else:
                 await generator.athrow(exc)
         except StopAsyncIteration as stop:
-            return exc is not None and stop is not exc  # what it does not raise again, it has handled
+            return (
+                exc is not None and stop is not exc
+            )  # the generator has handled an exception that it does not raise again
         except RuntimeError as raised:
             # PEP 479: a StopIteration or StopAsyncIteration that passes through a generator becomes a RuntimeError.
             if isinstance(exc, (StopIteration, StopAsyncIteration)) and raised.__cause__ is exc:

@@ -231,7 +231,7 @@ class Event:
     Maximum length in characters: 256; a longer one counts as missing.
     """
     from_log: bool = False
-    """Whether the event comes from Kadoa's notification log, to repair a gap: it is late and out of order."""
+    """Whether the event comes from Kadoa's notification log, to repair a gap. Such an event is late and out of order."""
 
     @cached_property
     def timestamp(self) -> datetime | None:

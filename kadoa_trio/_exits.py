@@ -1,4 +1,4 @@
-"""How a block that hides a nursery is left: which exception leaves it, and clean-up that runs to its end."""
+"""Leaving a block that hides a nursery: which exception the user gets, and clean-up that Ctrl-C cannot cut short."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _Args = TypeVarTuple("_Args")
 
 @trio.lowlevel.enable_ki_protection
 async def clean_up(deadline: float, function: Callable[[*_Args], Awaitable[object]], *args: *_Args) -> None:
-    """Await ``function(*args)``, cut short by nothing but *deadline* on Trio's clock.
+    """Await ``function(*args)``. Only *deadline*, on Trio's clock, cancels it.
 
-    A shield is not enough in the main task: each of its checkpoints, shielded
-    or not, may raise KeyboardInterrupt. So the clean-up runs in a task of its
-    own, and a Ctrl-C that comes meanwhile is raised when it has ended.
+    A shield is not enough in the main task, because each checkpoint there,
+    shielded or not, may raise `KeyboardInterrupt`. So the clean-up runs in a
+    task of its own, and a Ctrl-C meanwhile is raised when that task has ended.
     """
     crash: BaseException | None = None
     with trio.CancelScope(shield=True):
@@ -72,10 +72,10 @@ async def hidden_nursery(reason: str) -> AsyncIterator[trio.Nursery]:
 
 
 def pick(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Pick the one exception of *group* that is to surface.
+    """Return the one exception of *group* that the user gets.
 
-    A `KeyboardInterrupt` or `SystemExit` first, then anything that is not a
-    cancellation, then the cancellation.
+    A `KeyboardInterrupt` or `SystemExit` if there is one, else an exception
+    that is not a cancellation, else the cancellation.
     """
     found = list(leaves(group))
     for kinds in ((KeyboardInterrupt, SystemExit), (Exception,)):

@@ -1,4 +1,4 @@
-"""How far a program has come in the stream, and where events may be missing: `Position` and `Gap`."""
+"""Where another run resumes, and where events may be missing: `Position` and `Gap`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _VERSION: Final = 1
 
 
 class GapReason(enum.Enum):
-    """Why continuity could not be proved."""
+    """Why the client cannot exclude that events were missed."""
 
     NO_CURSOR = "there was no cursor to resume from"
     NOT_PROMISED = "the server announced that it does not resume"
     NOT_REPLAYED = "the server took the cursor and did not replay"
-    CURSOR_DROPPED = "the server kept refusing the cursor"
+    CURSOR_DROPPED = "the server refused the cursor again and again"
     UNPROVED = "no connection lived long enough to be relied on"
     UNREAD = "a connection was closed while events on it were not read"
 
@@ -28,52 +28,53 @@ class Gap:
     """A span of time in which events may have been missed."""
 
     since: datetime | None
-    """When the resume cursor stood, by this machine's clock; None when that is not known.
+    """The time up to which no event is missing, by this machine's clock; None if that is not known.
 
-    It is never later than the loss. Where the clock was set meanwhile, the earlier reading counts.
+    If the clock was set meanwhile, the earlier reading counts.
     """
     until: datetime
-    """When the connection that continues the stream delivered its first event, or had delivered none for a while.
+    """When the connection that continues the stream delivered its first event, or when the gap was found without one.
 
-    Not its first frame: a heartbeat may come before the subscription has taken effect. Never before `since`.
+    Not when its first frame came: a heartbeat may come before the subscription has taken effect. Never before `since`.
     """
     reason: GapReason
-    """Why the client cannot exclude a loss."""
+    """Why the client cannot exclude that events were missed."""
     cursor: str | None = None
-    """Where the stream stood before it, if that had a cursor."""
+    """The resume cursor before the gap, if there was one."""
 
 
 @attrs.frozen(kw_only=True)
 class Position:
-    """How far a program's *processing* has come: where another run may resume.
+    """How far a program has *processed* the stream: where another run resumes.
 
-    It never passes an event that was not settled. Give it to
-    ``open_realtime(resume_from=...)``, or have a cursor store keep it.
+    A position never passes an event that is not settled. Give it to
+    ``open_realtime(resume_from=...)``, or use a cursor store, which saves and
+    loads it.
     """
 
     team: str | None = None
-    """The team whose stream it is a place in; None before the first connection."""
+    """The team whose stream it belongs to; None before the first connection."""
     cursor: str | None = None
-    """The cursor to resume from; None when the server has given none."""
+    """The cursor to resume from; None if the server has sent none."""
     settled: tuple[str, ...] = ()
-    """Ids that were settled and that a resumption from `cursor` may bring again, oldest first."""
+    """Settled ids that the server may send again after a resumption from `cursor`, oldest first."""
     recent: tuple[str, ...] = ()
-    """The newest settled ids besides, at most 1,000, since a replay may start earlier than asked."""
+    """The newest settled ids beside those, maximum 1,000, because a replay may start earlier than asked."""
     cursor_at: datetime | None = None
-    """When `cursor` stood, by this machine's clock.
+    """The time up to which no event is missing, by this machine's clock.
 
-    Events after that time may be missing where nothing is replayed. Without
+    If nothing is replayed from `cursor`, events after that time may be missing. Without
     a cursor, the time of the last settled event, or of the first start.
     """
     last_life: datetime | None = None
-    """When the last frame came from the server."""
+    """When the last frame from the server came."""
     promised: bool = True
-    """False if the server announced that it does not resume from `cursor`; the next run reports a possible gap then."""
+    """False if the server announced that it does not resume from `cursor`: the next run then reports a possible gap."""
     gaps: tuple[Gap, ...] = ()
-    """Possible gaps that nothing has closed, oldest first, at most 100."""
+    """Possible gaps that no repair has closed, oldest first, maximum 100."""
 
     def to_json(self) -> str:
-        """Write it as JSON, for a store of your own. Readable, and versioned."""
+        """Return the position as JSON, for a store of your own. People can read it, and it has a version."""
         return json.dumps(
             {
                 "version": _VERSION,
@@ -98,10 +99,10 @@ class Position:
 
     @classmethod
     def from_json(cls, text: str) -> Position:
-        """Read what `to_json` has written.
+        """Return the position that `to_json` has written as *text*.
 
         Raises:
-            ValueError: it is something else, or of a newer version.
+            ValueError: *text* is something else, or of a newer version.
         """
         data = json.loads(text)
         if not isinstance(data, dict) or not isinstance(data.get("version"), int):

@@ -1,4 +1,4 @@
-"""What a client is opened with: endpoints and limits, checked once."""
+"""The options of a client: endpoints, timeouts, limits, and when to try again. All are checked when they are made."""
 
 from __future__ import annotations
 
@@ -39,15 +39,18 @@ class Network(Protocol):
 
     @property
     def settlement_observer(self) -> SettlementObserver | None:
-        """Is notified of each settled event; None for nobody. A simulated Kadoa has one, so that tests can wait."""
+        """An object that is notified of each settled event, or None.
+
+        A simulated Kadoa in memory has one, so that tests can wait until an event is settled.
+        """
         ...
 
 
 class SettlementObserver(Protocol):
-    """Is notified of each event that a program has settled."""
+    """An object that is notified of each event that a program has settled."""
 
     def settled(self, event: Event) -> None:
-        """Take notice of a settlement. Cheap, and never a checkpoint."""
+        """Record that *event* was settled. Must be quick, must not raise, and must not be a checkpoint."""
         ...
 
 
@@ -61,7 +64,7 @@ clients without options. It applies to the task that sets it and to tasks that a
 
 
 def _without_secrets(url: object) -> str:
-    """Write a URL for a repr: an address that `Endpoints.check` refuses may hold credentials or a token."""
+    """Format a URL for a repr without secrets: an address that `Endpoints.check` refuses may hold credentials or a token."""
     if not isinstance(url, str):
         return repr(url)
     if any(character in url for character in "@?#"):
@@ -71,7 +74,7 @@ def _without_secrets(url: object) -> str:
 
 @attrs.frozen(kw_only=True)
 class Endpoints:
-    """Where Kadoa is. The defaults are Kadoa's own addresses.
+    """The addresses of Kadoa. The defaults are Kadoa's own.
 
     The environment variables are those of Kadoa's official SDKs.
     """
@@ -87,7 +90,7 @@ class Endpoints:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Endpoints:
-        """Read the endpoints from *environ* (default `os.environ`); what is not set there is Kadoa's own.
+        """Read the endpoints from *environ* (default `os.environ`). Each one that is not set there is Kadoa's own.
 
         In a block of `kadoa_trio.testing.SimulatedKadoa.as_default`, without
         *environ*, give the endpoints of that simulated Kadoa.
@@ -117,14 +120,15 @@ class Endpoints:
             ("websocket", ("wss", "ws")),
             ("realtime_api", ("https", "http")),
         ):
-            # The address stays out of this frame's names, and out of the text: somebody may have put a secret into it.
+            # The address may hold a secret. It must be in no variable of this frame, and not in the message.
             fault = _fault_of_address(getattr(self, name), schemes, allow_insecure=allow_insecure)
             if fault is not None:
                 raise ConfigurationError(f"the endpoint {name} {fault}")
-        if self.network is not None and not (
-            callable(getattr(self.network, "open_stream", None)) and hasattr(self.network, "http_transport")
+        if self.network is not None and not all(
+            hasattr(self.network, name) for name in ("open_stream", "http_transport", "settlement_observer")
         ):
-            raise refusal("Endpoints.network", "a Network (with open_stream and http_transport) or None", self.network)
+            wanted = "a Network (with open_stream, http_transport and settlement_observer) or None"
+            raise refusal("Endpoints.network", wanted, self.network)
 
 
 def _fault_of_address(url: str, schemes: tuple[str, str], *, allow_insecure: bool) -> str | None:
@@ -144,10 +148,10 @@ def _fault_of_address(url: str, schemes: tuple[str, str], *, allow_insecure: boo
 
 
 def read_key(given: Secret | None) -> Secret:
-    """Give the API key: *given*, else that of the environment.
+    """Return the API key: *given*, or that of the environment if it is None.
 
     Raises:
-        ConfigurationError: there is none, or it is no string.
+        ConfigurationError: there is no key, or it is not a string.
     """
     key = Secret(os.environ.get("KADOA_API_KEY", "")) if given is None else given
     if given is None and not key.reveal():
@@ -158,7 +162,7 @@ def read_key(given: Secret | None) -> Secret:
 
 
 def fits_header(key: Secret) -> bool:
-    """Tell whether a key can stand in a header: printable ASCII, not empty, no spaces around it."""
+    """Whether a key can be sent in a header: printable ASCII, not empty, no spaces at its ends."""
     value = key.reveal()
     return bool(value) and value.isascii() and value.isprintable() and value == value.strip()
 
@@ -177,7 +181,7 @@ def _count(instance: object, attribute: attrs.Attribute[int], value: object) -> 
 
 @attrs.frozen(kw_only=True)
 class Timeouts:
-    """How long the client waits for what, in seconds.
+    """How long the client waits, in seconds: for a frame, a connection, an answer.
 
     Example::
 
@@ -197,8 +201,8 @@ class Timeouts:
     connect: float = attrs.field(default=60.0, validator=_seconds_or_unlimited)
     """Maximum time until the first connection has received a frame, in seconds; `math.inf` for no maximum. Default 60 s.
 
-    A program that cannot connect when it starts should fail while somebody looks at it. After the first connection the
-    client waits out an outage however long it takes.
+    A program that cannot connect at its start is most often configured wrongly, so it fails soon. After the first
+    connection there is no maximum: the client retries until an outage has ended.
     """
     auth_grace: float = attrs.field(default=300.0, validator=_seconds_or_unlimited)
     """How long refusals of a key or token that was accepted before are retried, in seconds. Default 300 s.
@@ -208,7 +212,7 @@ class Timeouts:
     token: float = attrs.field(default=10.0, validator=_seconds)
     """Maximum duration of a token request or an acknowledgement, its answer included, in seconds. Default 10 s.
 
-    The answer is less than a kilobyte.
+    Request and answer are small, so a longer wait means that no answer will come.
     """
     handshake: float = attrs.field(default=10.0, validator=_seconds)
     """Maximum duration of TCP, TLS and the WebSocket handshake together, and again of the subscription. Default 10 s.
@@ -223,8 +227,8 @@ class Timeouts:
     max_age: float = attrs.field(default=21_600.0, validator=_seconds_or_unlimited)
     """Maximum age of a connection, in seconds; then it is replaced, with an overlap. Default 21,600 s (6 h).
 
-    Nothing else notices a server that keeps a connection and its heartbeats but has lost the subscription. The
-    replacement comes up to a tenth earlier, at random, so that many clients do not reconnect together. At least twice
+    A server may hold a connection and send its heartbeats but have lost the subscription; only a replacement ends that.
+    It is opened up to a tenth earlier, at random, so that many clients do not reconnect together. At least twice
     ``heartbeat``; `math.inf` for no maximum.
     """
     stable_after: float = attrs.field(default=10.0, validator=_seconds)
@@ -244,7 +248,7 @@ class Timeouts:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """How much the client reads ahead and holds in memory.
+    """How many events and bytes the client reads ahead and holds in memory.
 
     Example::
 
@@ -257,26 +261,26 @@ class Limits:
     """
 
     message_size: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
-    """Maximum length of a message, in characters. Default 64 Mi: a data change may carry the whole snapshot.
+    """Maximum length of a message, in characters. Default 64 Mi, because a data change may carry the whole snapshot.
 
     A larger message ends the connection, and the client if the next connection meets it, too (`MessageTooLargeError`).
     """
     buffered_events: int = attrs.field(default=1_000, validator=_count)
     """Maximum number of events that wait to be received; with more, the client stops reading. Default 1,000."""
     buffered_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_count)
-    """Maximum size of the events that wait to be received, in bytes. Default 64 Mi, the size of one largest message.
+    """Maximum size of the events that wait to be received, in bytes. Default 64 Mi, as ``message_size``.
 
-    An event that is larger than this waits alone.
+    An event that is larger than this maximum is admitted when the buffer is empty.
     """
     unsettled: int = attrs.field(default=10_000, validator=_count)
     """Maximum distance from the oldest unsettled event to the newest one, in events. Default 10,000.
 
-    Admission pauses there: a run that ends now makes the next run receive the events of this distance again.
+    Admission pauses there, because the next run may receive all events from the oldest unsettled one on again.
     """
     unsaved: int = attrs.field(default=10_000, validator=_count)
     """Maximum number of events that are settled, or in hand, and that no save covers. Default 10,000.
 
-    Admission pauses there: with a store that fails for long, a crash repeats no more events than these.
+    Admission pauses there, so that a crash while the store fails repeats no more than this number of events.
     """
     dedupe_window: int = attrs.field(default=50_000, validator=_count)
     """Number of event ids that are remembered, so that a repeated event is dropped. Default 50,000.
@@ -314,9 +318,9 @@ class RetryPolicy:
     initial: float = attrs.field(default=0.5, validator=_seconds)
     """Maximum wait after the first failure, in seconds. Default 0.5 s."""
     maximum: float = attrs.field(default=30.0, validator=_seconds)
-    """Maximum wait after any number of failures, in seconds. Default 30 s: the client is back half a minute after an outage."""
+    """Maximum wait after any number of failures, in seconds. Default 30 s, so the client is back half a minute after an outage."""
     retry_after_limit: float = attrs.field(default=120.0, validator=_seconds)
-    """Maximum wait that a server's ``Retry-After`` can ask for, in seconds. Default 120 s: no server can silence the client."""
+    """Maximum wait that a server's ``Retry-After`` can ask for, in seconds. Default 120 s, so that no server can silence the client."""
     attempts_per_minute: int = attrs.field(default=60, validator=_count)
     """Maximum number of attempts that begin within any 60 s. Default 60."""
 

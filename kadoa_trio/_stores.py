@@ -1,9 +1,9 @@
-"""Where positions outlive a process: the protocol of cursor stores, and the two that come along.
+"""Cursor stores, which save positions for later runs: their protocol, one store in memory and one in an SQLite file.
 
 A position belongs to a team and a *consumer*, a name that the program gives.
-Whoever opens it becomes its owner and gets a number, larger than every
-earlier owner's; a save of an earlier owner is refused. So a process that was
-thought dead, and is not, cannot take the position back.
+The client that opens the position becomes its owner and gets a number that is
+larger than every earlier owner's; a save by an earlier owner is refused. So a
+process that was thought dead, and is not, cannot move the position back.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ._files import FileLock, identity
 from ._position import Position
 from ._redact import presentable
 
-_APPLICATION_ID: Final = 0x4B61646F  # "Kado": tells SQLite files of ours from others
+_APPLICATION_ID: Final = 0x4B61646F  # "Kado": marks an SQLite file as a cursor store
 _SCHEMA: Final = 1
 _BUSY_TIMEOUT: Final = 1.0
-"""How long a statement waits for another process that is writing, in seconds."""
+"""Maximum time that a statement waits for another process that is writing, in seconds."""
 _OPEN_TIMEOUT: Final = 10.0
-"""How long opening may take, in seconds."""
+"""Maximum duration of opening, in seconds."""
 
 T = TypeVar("T")
 
@@ -45,37 +45,37 @@ class CursorSession(Protocol):
     """The position of one team and consumer, owned. Used by one task at a time."""
 
     async def load(self) -> Position | None:
-        """Return the last position that was saved, by whichever owner; None if there is none.
+        """Return the last position that any owner has saved; None if there is none.
 
         Raises:
-            CursorStoreError: it cannot be read.
+            CursorStoreError: the position cannot be read.
         """
         ...
 
     async def save(self, position: Position) -> None:
         """Save a position, and return when a crash can no longer lose it.
 
-        Cancellation may leave it saved or not; in part, never.
+        If it is cancelled, the position is saved whole or not at all.
 
         Raises:
-            OwnershipLostError: somebody else has become the owner. Nothing was saved.
-            CursorStoreError: it could not be saved this time; the client tries again.
+            OwnershipLostError: another client has become the owner. Nothing was saved.
+            CursorStoreError: the position could not be saved this time; the client tries again.
         """
         ...
 
     async def aclose(self) -> None:
-        """Give the ownership up."""
+        """Release the ownership."""
         ...
 
 
 class CursorStore(Protocol):
-    """Something that keeps positions. Implement it to keep them in a place of your own."""
+    """Saves positions for later runs. Implement it to save them in a place of your own."""
 
     async def open(self, team: str, consumer: str) -> CursorSession:
         """Become the owner of the position of *team* and *consumer*.
 
         Raises:
-            ConsumerOwnedError: a client that lives owns it; say who.
+            ConsumerOwnedError: another client that still runs owns it; the message names that client.
             CursorStoreError: the store cannot be used.
         """
         ...
@@ -86,7 +86,7 @@ class CursorStore(Protocol):
 
 @final
 class MemoryCursorStore:
-    """Keeps positions as long as it lives itself: for tests, and for programs that open several clients in turn."""
+    """Saves positions in memory: for tests, and for programs that open several clients one after the other."""
 
     def __init__(self) -> None:
         self._positions: dict[tuple[str, str], Position] = {}
@@ -97,7 +97,7 @@ class MemoryCursorStore:
         """Return the position that was saved last, or None; without *team*, the one of any team.
 
         Its cursor lags behind the settled events until the connection that
-        brought them is stable, 10 s by default; their ids stand in it at once.
+        brought them is stable, 10 s by default; their ids are in it at once.
         """
         for (of_team, of_consumer), position in reversed(self._positions.items()):
             if of_consumer == consumer and team in (None, of_team):
@@ -144,32 +144,37 @@ class _MemorySession:
 
 @final
 class SQLiteCursorStore:
-    """Keeps positions in an SQLite file: several consumers in one, and crash-safe.
+    """Saves positions in an SQLite file, for one or more consumers. A crash loses no save.
 
-    Ownership is a lock of the operating system on a file beside it, which
-    ends with its process, however that ends. The database runs in WAL mode
-    with ``synchronous=NORMAL``: a save survives the death of the process; one
-    of the last moment may not survive a loss of power, after which its
-    events are delivered again.
+    Ownership is a lock of the operating system on a file beside the database.
+    The operating system releases the lock when the process ends, by a crash,
+    too. The database runs in WAL mode with ``synchronous=NORMAL``: a save
+    survives a crash of the process. A loss of power may lose the newest
+    saves; their events are delivered again.
 
-    Keep it on a local disk: locks on network file systems cannot be relied on.
+    Use a local disk, because locks on network file systems are not reliable.
 
     Args:
-        path: the file; it is made if it is missing, its directory is not.
-        take_over: own a consumer even if a living process does. For the case
-            that the owner is frozen and cannot be killed; should it wake up,
-            its saves are refused and it ends with `OwnershipLostError`.
+        path: the file; it is created if it is missing, its directory is not.
+        take_over: own a consumer even if another process that runs owns it.
+            For an owner that hangs and cannot be killed: if it resumes, its
+            saves are refused and it ends with `OwnershipLostError`.
 
-    Opening raises `CursorStoreError` for a file that is damaged, of another
-    program, or of a newer version of this library, and leaves it as it is.
+    Raises:
+        ConfigurationError: *path* is not a path, or *take_over* is neither
+            True nor False.
+
+    Opening raises `CursorStoreError` for a file that is damaged, belongs to
+    another program, or was made by a newer version of this library; the file
+    is not changed.
 
     A file that is deleted, replaced, truncated or overwritten while it is
-    used is noticed at the next save, which fails and says so. The save after
-    it opens the path anew, as at a start: a missing or empty file is created
-    again, one that is not a store is refused and left as it is.
+    used makes the next save fail with an error that says so. The save after
+    that opens the path again, as at a start: a missing or empty file is
+    created again, a file that is not a store is refused and not changed.
 
-    A process that was forked while a session is open does not share its
-    ownership, and cannot use it.
+    A process that was forked while a session is open does not share the
+    ownership and cannot use the session.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, take_over: bool = False) -> None:
@@ -183,13 +188,13 @@ class SQLiteCursorStore:
     async def open(self, team: str, consumer: str) -> CursorSession:
         """Become the owner; see `CursorStore.open`.
 
-        Cancellation does not wait for the disk. Opening then ends in its
-        thread, which gives up at once what it has taken.
+        Cancellation does not wait for the disk. The thread that opens the
+        file then releases the ownership as soon as it has it.
 
         Raises:
-            ConsumerOwnedError: a client that lives owns it.
-            CursorStoreError: the file cannot be used, or opening it takes
-                more than 10 s.
+            ConsumerOwnedError: another client that still runs owns it.
+            CursorStoreError: the file cannot be used, or opening takes longer
+                than 10 s.
         """
         opening = _Opening(self._path, team, consumer, self._take_over)
         with trio.move_on_after(_OPEN_TIMEOUT):
@@ -237,7 +242,7 @@ def _opening_limiter(path: Path) -> trio.CapacityLimiter:
     except LookupError:
         limiters = weakref.WeakValueDictionary()
         _opening_limiters.set(limiters)
-    # A thread that runs keeps its limiter alive.
+    # A thread that still runs holds a reference to its limiter.
     limiter = limiters.get(path)
     if limiter is None:
         limiter = limiters[path] = trio.CapacityLimiter(1)
@@ -245,7 +250,7 @@ def _opening_limiter(path: Path) -> trio.CapacityLimiter:
 
 
 class _Opening:
-    """Opens a session in a thread; one that nobody waits for any more is closed by that thread."""
+    """Opens a session in a thread. If the caller was cancelled meanwhile, the thread closes the session again."""
 
     def __init__(self, path: Path, team: str, consumer: str, force: bool) -> None:
         self._path = path
@@ -267,8 +272,8 @@ class _Opening:
 
     def abandon(self) -> None:
         """Close the session, now or when its thread has opened it. Never waits."""
-        # The lock is not released before the thread ends: a thread that wakes up late would
-        # otherwise take the ownership from the next owner.
+        # Release the lock only when the thread has ended. Otherwise a thread that was delayed would take the ownership
+        # from the next owner.
         with self._guard:
             self._abandoned = True
             session = self._session
@@ -295,13 +300,13 @@ def _open_session(path: Path, team: str, consumer: str, force: bool) -> _SQLiteS
 
 @attrs.frozen
 class _Identity:
-    """Which files stand at the paths of a database, and whether the file itself has changed."""
+    """Identifies the files at the paths of a database, to detect that one of them was replaced or changed."""
 
     file: tuple[int, int] | None
     beside: tuple[tuple[int, int] | None, ...]
-    """SQLite's log of writes and its index: a save that goes into a removed one is lost."""
+    """SQLite's write-ahead log and its index. A save that goes into a deleted log is lost."""
     content: tuple[int, int, int]
-    """Size and times of the file. SQLite changes it at a checkpoint only, every 1,000 pages."""
+    """Size and times of the file. SQLite changes the file only at a checkpoint, every 1,000 pages."""
 
     @classmethod
     def at(cls, path: Path) -> _Identity:
@@ -333,7 +338,7 @@ _DAMAGE: Final = frozenset(
         sqlite3.SQLITE_CANTOPEN,
     }
 )
-"""SQLite's codes after which a connection is not used again: what it has open may not be what is at the path."""
+"""SQLite's error codes after which a connection is not used again, because its open file may not be the one at the path."""
 
 
 @attrs.define(eq=False)
@@ -344,10 +349,10 @@ class _SQLiteSession:
     _consumer: str
     _number: int = 0
     _connection: sqlite3.Connection | None = attrs.field(default=None, repr=False)
-    """None while the file is lost: the next save opens it anew."""
+    """None after the file was lost; the next save opens the path again."""
     _identity: _Identity | None = attrs.field(default=None, repr=False)
     _process: int = attrs.field(factory=os.getpid)
-    # One thread at a time; an abandoned one keeps its place until it ends.
+    # One thread at a time. An abandoned thread holds its token until it ends.
     _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1), repr=False)
     _guard: threading.Lock = attrs.field(factory=threading.Lock, repr=False)
     _busy: bool = False
@@ -387,7 +392,7 @@ class _SQLiteSession:
             raise
 
     def discard(self) -> None:
-        """Close it. Blocks, and only before it was used."""
+        """Close a session that was not used. Blocks."""
         self._lock.release()
         self.close()
 
@@ -413,7 +418,7 @@ class _SQLiteSession:
                 if leaving:
                     self.close()
 
-        # Abandoned when cancelled: SQLite's transactions see to it that a save is whole or not there.
+        # Abandoned when cancelled, because SQLite's transactions save the position whole or not at all.
         try:
             return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
         except trio.Cancelled:
@@ -432,7 +437,7 @@ class _SQLiteSession:
     # ---- in a thread -----------------------------------------------------------------------------------------------
 
     def begin(self, *, force: bool = False) -> None:
-        """Take the ownership; again, if the file was lost."""
+        """Become the owner; also the owner of a new file after the file was lost."""
         path = self._path
         with _explained(path):
             _create(path)
@@ -492,7 +497,7 @@ class _SQLiteSession:
             if exc.sqlite_errorcode & 0xFF in _DAMAGE:
                 self._disconnect(checkpoint=False)
             raise
-        # Once more: the commit may have gone into a file that has no name any more.
+        # Look again after the commit, because it may have gone into a file that was deleted meanwhile.
         self._look()
 
     def _begin_again(self) -> None:
@@ -530,7 +535,7 @@ class _SQLiteSession:
         raise OwnershipLostError(f"{self._path}: consumer {self._consumer!r} was taken over by {_shown(str(row[1]))}")
 
     def _look(self) -> None:
-        """Raise if what is at the path is not what was opened. Some microseconds, unless the file has changed."""
+        """Raise if the file at the path is not the file that was opened. Takes microseconds if nothing has changed."""
         path, then, now = self._path, self._identity, _Identity.at(self._path)
         if now == then:
             return
@@ -543,7 +548,7 @@ class _SQLiteSession:
             self._lose(
                 f"{path.name}-wal or {path.name}-shm was deleted or replaced while the file was used",
                 "the next save opens the file again",
-                checkpoint=True,  # SQLite still has the removed log open: what it holds of other consumers is kept
+                checkpoint=True,  # SQLite still has the deleted log open: save what it holds of other consumers
             )
         if not now.content[0]:
             self._lose("the file was truncated while it was used", "the next save makes it again")
@@ -575,8 +580,8 @@ class _SQLiteSession:
             return
         with contextlib.suppress(sqlite3.Error):
             if not checkpoint:
-                # Closing the last connection writes SQLite's log into the file, which may be another program's now.
-                # An interrupt ends that: https://www.sqlite.org/c3ref/interrupt.html
+                # Closing the last connection writes SQLite's log into the file, which may belong to another program now.
+                # An interrupt prevents that: https://www.sqlite.org/c3ref/interrupt.html
                 connection.interrupt()
             connection.close()
 
@@ -586,14 +591,14 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as exc:
-        # Every one of these leaves the file as it was.
+        # None of these errors has changed the file.
         raise CursorStoreError(f"{path}: {_shown(str(exc))}") from None
     except OSError as exc:
         raise CursorStoreError(f"{path}: {exc.strerror or exc}") from None
 
 
 def _shown(text: str) -> str:
-    """Make what a server or a file says safe to show."""
+    """Make text of a server or a file safe to show: one line, printable, at most 200 characters."""
     return presentable(text, 200)
 
 
@@ -604,7 +609,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Make the file if there is none: beside its place, then moved there, so that nobody ever sees half of it."""
+    """Create a missing file: under another name first, then renamed, so that no process sees a half-written file."""
     found = _stat(path)
     if found is not None and not stat.S_ISREG(found.st_mode):
         raise CursorStoreError(f"{path}: not a file")
@@ -634,14 +639,14 @@ def _create(path: Path) -> None:
             )
         finally:
             connection.close()
-        # A log that a crash has left beside a file that is gone must not be played back into the new one:
+        # SQLite must not replay the log of a deleted file, which a crash has left behind, into the new file:
         # https://www.sqlite.org/howtocorrupt.html, "Unlinking or renaming a database file while in use"
         for ending in ("-wal", "-shm", "-journal"):
             Path(f"{path}{ending}").unlink(missing_ok=True)
         if found is not None:
-            draft.replace(path)  # which is empty
+            draft.replace(path)  # an empty file
         else:
-            # Fails if another process was faster, whose file is as good.
+            # Fails if another process has created the file meanwhile; that file is used.
             with contextlib.suppress(FileExistsError):
                 os.link(draft, path)
     finally:
@@ -649,7 +654,7 @@ def _create(path: Path) -> None:
 
 
 def _check(path: Path) -> None:
-    """Refuse a file that is not ours, without writing to it."""
+    """Refuse a file that is not a cursor store of this version, or is damaged, without writing to it."""
     connection = sqlite3.connect(path.as_uri() + "?mode=ro", uri=True, timeout=_BUSY_TIMEOUT)
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()

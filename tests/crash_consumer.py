@@ -1,11 +1,12 @@
-"""A program that gets killed: it writes each event's id to a file before it asks for the next one.
+"""The consumer of test_crashes.py: it writes the id of each event to a file before it asks for the next one.
 
-Arguments: the file, and that of the cursor store. At SIGTERM it ends in an orderly way.
+Arguments: the path of that file, and the path of the cursor store. On SIGTERM
+it stops and ends.
 
-For each line on stdin it starts such a process, by forking: importing the
-library anew takes longer than what is tested. It writes the number of each
-process, and ``ended`` when that is over. At the end of stdin it kills the
-process and ends.
+This process is the starter. For each line on stdin it forks a consumer,
+because importing the library in a new process takes longer than the test of
+one kill. It writes the process id of each consumer, and ``ended`` when the
+consumer has ended. At the end of stdin it kills the consumer and ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import traceback
 from pathlib import Path
 
-import httpx  # noqa: F401  # imported at its first use otherwise, by each process
+import httpx  # noqa: F401  # here, or each process would import it at its first use
 import trio
 
 from kadoa_trio import Endpoints, RetryPolicy, SQLiteCursorStore, Timeouts, open_realtime
@@ -50,7 +51,7 @@ async def main(effects: Path, store: Path) -> None:
 
 
 def consume() -> None:
-    # Inherited from a script's background, SIGINT would be ignored.
+    # A script's background process inherits that SIGINT is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 1
     try:
@@ -71,7 +72,7 @@ def serve() -> None:
         print(child, flush=True)
         while not os.waitpid(child, os.WNOHANG)[0]:
             if select.select([0], [], [], 0.005)[0]:
-                # Nothing is sent while a process runs: the test has ended.
+                # The test sends nothing while a process runs, so this is the end of stdin.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
                 return

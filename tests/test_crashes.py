@@ -1,4 +1,4 @@
-"""Real processes, real sockets, SQLite on disk: killed at random instants under load, and nothing is lost."""
+"""Real processes, sockets and SQLite files: a consumer that is killed at random instants under load loses nothing."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 CONSUMER = Path(__file__).parent / "crash_consumer.py"
 KILLS = 50
 BACKLOG = 200
-"""Maximum events that are published and not handled: what is left for the last run does not depend on the machine's speed."""
+"""Maximum events that are published and not handled, so that a slow machine leaves no more for the last run."""
 PATIENCE = 60
-"""Maximum time for anything that a process does, in seconds."""
+"""Maximum time for each step of a process, in seconds."""
 
 pytestmark = [
     pytest.mark.sockets,
@@ -33,7 +33,7 @@ pytestmark = [
 
 
 class Service:
-    """A consumer process that is started again and again."""
+    """A consumer whose process ends and is started again, many times."""
 
     def __init__(self, kadoa: SimulatedKadoa, folder: Path, starter: trio.Process) -> None:
         self.kadoa = kadoa
@@ -42,7 +42,7 @@ class Service:
         self.starter = starter
         self.process = 0
         self.handled: list[str] = []
-        """The ids in the file, in its order."""
+        """The ids in the file of effects, in its order."""
         self.known: set[str] = set()
         self._read = 0
         self._said = b""
@@ -57,7 +57,7 @@ class Service:
         return line.decode()
 
     async def begin(self) -> None:
-        """Start a process."""
+        """Start a process; do not wait until it has subscribed."""
         assert self.starter.stdin is not None
         await self.starter.stdin.send_all(b"\n")
         self.process = int(await self._line())
@@ -69,12 +69,12 @@ class Service:
         await self.kadoa.wait_subscribed(made + 1)
 
     async def end(self, how: signal.Signals) -> None:
-        """End the process."""
+        """Send the process a signal, and wait until it has ended."""
         os.kill(self.process, how)
         assert await self._line() == "ended"
 
     def look(self) -> None:
-        """Read what was handled since the last time."""
+        """Read the ids that were handled since the last call."""
         with self.effects.open("rb") as file:
             file.seek(self._read)
             new = file.read()
@@ -85,7 +85,7 @@ class Service:
         self.known.update(ids)
 
     async def wait_count(self, count: int) -> None:
-        """Wait until so many events were handled, repeated ones included."""
+        """Wait until *count* events were handled, repeated ones included."""
         self.look()
         while len(self.handled) < count:
             await trio.sleep(0.002)  # another process writes it
@@ -97,7 +97,7 @@ class Service:
             self.look()
 
     async def publish(self) -> None:
-        """Publish for ever, as fast as events are handled."""
+        """Publish until cancelled, as fast as events are handled."""
         rng = random.Random(7)
         while True:
             self.look()
@@ -106,7 +106,7 @@ class Service:
             await trio.sleep(0.005)
 
     def covered(self) -> set[str | None]:
-        """Give the events that the last completed save covers."""
+        """Return the ids of the events that the last completed save covers."""
         with contextlib.closing(sqlite3.connect(self.store)) as connection:
             ((text,),) = connection.execute("SELECT position FROM positions").fetchall()
         position = Position.from_json(text)
@@ -122,7 +122,7 @@ class Service:
 
 @asynccontextmanager
 async def open_service(folder: Path) -> AsyncIterator[Service]:
-    """Open a Kadoa and a service beside it; nothing may be written to stderr but by a process that got SIGINT."""
+    """Open a simulated Kadoa and a service. A test that fails shows what the processes wrote to stderr."""
     said = folder / "stderr"
     (folder / "effects").touch()
     async with open_simulated_kadoa(loopback=True) as kadoa:
@@ -157,7 +157,7 @@ async def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
         kadoa = service.kadoa
         with trio.fail_after(PATIENCE):
             await service.start()
-            # Before the server has given a cursor, no client can come back to anything.
+            # Before the server has sent a cursor, no client can resume.
             await service.wait_handled(kadoa.publish().id)
             await service.end(signal.SIGTERM)
         async with trio.open_nursery() as nursery:
@@ -166,7 +166,7 @@ async def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
                 service.look()
                 before, covered = len(service.handled), service.covered()
                 with trio.fail_after(PATIENCE):
-                    # When it is killed depends on how far it has come, not on how fast the machine is.
+                    # The instant of the kill depends on the events that were handled, not on the speed of the machine.
                     if number % 5 == 4:
                         await service.begin()
                         for _ in range(rng.randrange(100)):
@@ -176,7 +176,7 @@ async def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
                         await service.wait_count(before + rng.randrange(60))
                         await trio.sleep(rng.uniform(0, 0.06))  # a save and a bit
                     await service.end(signal.SIGKILL)
-                # Nothing comes again but what the last completed save did not cover.
+                # Only events that the last completed save did not cover come again.
                 service.look()
                 assert not covered & set(service.handled[before:])
             nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""When a refused cursor is dropped: the counting alone, without a connection."""
+"""When a refused cursor is dropped: the counts alone, without a connection."""
 
 from __future__ import annotations
 

@@ -164,6 +164,18 @@ async def test_settled_is_known_although_acknowledgements_are_lost(autojump_cloc
         assert kadoa.acknowledged == []
 
 
+async def test_network_in_memory_observes_settlements() -> None:
+    async with open_simulated_kadoa() as kadoa, open_simulated_kadoa(loopback=True) as other:
+        first, second = kadoa.publish_many(2)
+        network: Any = kadoa.endpoints.network
+        network.settlement_observer.settled(make_event(workflow_failed(), id=second.id))
+        assert kadoa.settled == [second]
+        network.settlement_observer.settled(make_event(workflow_failed(), id=first.id))
+        with trio.fail_after(1):
+            await kadoa.wait_settled()
+        assert other.endpoints.network is None
+
+
 async def test_store_and_simulator_report_position_and_subscriptions(autojump_clock: Any) -> None:
     store = MemoryCursorStore()
     assert store.position() is None
@@ -299,7 +311,7 @@ async def test_strategies_are_fast_enough_where_hypothesis_has_no_cache(tmp_path
 
 async def test_week_of_drains_and_outages_loses_nothing(autojump_clock: Any) -> None:
     async with (
-        # A heartbeat every 15 s would be 40,000 heartbeats, which cost ten times the CPU of the rest of the test.
+        # A heartbeat every 15 s would be 40,000 heartbeats, which cost ten times the CPU of everything else here.
         open_simulated_kadoa(heartbeat_interval=300) as kadoa,
         open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(heartbeat=700)) as realtime,
     ):
@@ -330,7 +342,7 @@ async def run(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str]
 
 
 async def test_example_application_passes_its_own_tests() -> None:
-    # Hypothesis's own profile for shared machines: no draw is too slow, no example is kept.
+    # Hypothesis's own profile for shared machines: no draw is too slow, and no example is saved.
     code, text = await run(
         "--strict-markers", "--hypothesis-profile", "ci", ".", cwd=ROOT / "docs" / "examples" / "pager"
     )

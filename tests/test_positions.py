@@ -48,7 +48,7 @@ Clock = trio.testing.MockClock
 
 @asynccontextmanager
 async def connect(kadoa: SimulatedKadoa, **options: Any) -> AsyncIterator[Realtime]:
-    """Open a client, and wait until the server has taken note of its subscription."""
+    """Open a client, and wait until the server has recorded its subscription."""
     made = len(kadoa.subscribed)
     async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, **options) as realtime:
         await kadoa.wait_subscribed(made + 1)
@@ -63,7 +63,7 @@ async def take(realtime: Realtime, count: int) -> list[str]:
     return ids
 
 
-def told(realtime: Realtime, kind: type[Notice]) -> list[Notice]:
+def notices_of(realtime: Realtime, kind: type[Notice]) -> list[Notice]:
     found: list[Notice] = []
     with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
         while True:
@@ -74,7 +74,7 @@ def told(realtime: Realtime, kind: type[Notice]) -> list[Notice]:
 
 
 class FaultyStore:
-    """A store in memory whose saves and loads fail, hang or are slow, as told."""
+    """A store in memory whose saves and loads fail, hang or are slow, as a test sets them."""
 
     def __init__(self) -> None:
         self.inner = MemoryCursorStore()
@@ -121,7 +121,7 @@ class FaultySession:
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_next_run_goes_on_where_processing_stood(kind: str, tmp_path: Path) -> None:
+async def test_next_run_resumes_after_the_last_settled_event(kind: str, tmp_path: Path) -> None:
     store = MemoryCursorStore() if kind == "memory" else SQLiteCursorStore(tmp_path / "positions.db")
     async with open_simulated_kadoa() as kadoa:
         async with connect(kadoa, cursor_store=store) as realtime:
@@ -131,7 +131,7 @@ async def test_next_run_goes_on_where_processing_stood(kind: str, tmp_path: Path
         kadoa.publish_many(3)
         async with connect(kadoa, cursor_store=store) as realtime:
             assert await take(realtime, 9) == [event.id for event in kadoa.published[4:]]
-            assert [notice.cursor for notice in told(realtime, Resumed)] == [events[3].cursor]  # type: ignore[attr-defined]
+            assert [notice.cursor for notice in notices_of(realtime, Resumed)] == [events[3].cursor]  # type: ignore[attr-defined]
             gaps = realtime.statistics().gaps
         async with connect(kadoa, cursor_store=store) as realtime:
             event = kadoa.publish()
@@ -151,7 +151,7 @@ async def test_position_is_saved_behind_the_events(autojump_clock: Clock) -> Non
         assert store.saved[-1].cursor == events[-1].cursor
         assert len(store.saved) < 10  # many settlements are one save
         await trio.sleep(600)
-        assert 9 <= len(store.saved) < 30  # the time of life goes on
+        assert 9 <= len(store.saved) < 30  # the time of life is still saved
 
 
 async def test_first_position_is_saved_before_anything_is_subscribed_to(autojump_clock: Clock) -> None:
@@ -256,7 +256,7 @@ async def test_start_that_is_cut_short_while_loading_saves_nothing(how: str, aut
                 await enter(kadoa, store, timeouts=Timeouts(connect=5))
         assert store.inner.position() == position
         store.load_delay = 0
-        async with connect(kadoa, cursor_store=store):  # and it was given up
+        async with connect(kadoa, cursor_store=store):  # and the ownership was released
             assert kadoa.subscribed[-1].last_cursor == position.cursor
 
 
@@ -275,7 +275,7 @@ async def enter(kadoa: SimulatedKadoa, store: CursorStore, **options: Any) -> No
     ],
     ids=["damaged", "disk", "no_position", "other_team"],
 )
-async def test_position_that_cannot_be_taken_up_is_left_as_it_is(loaded: Any, why: str, autojump_clock: Clock) -> None:
+async def test_position_that_cannot_be_loaded_is_left_unchanged(loaded: Any, why: str, autojump_clock: Clock) -> None:
     store = FaultyStore()
     async with open_simulated_kadoa() as kadoa:
         position = await saved_position(kadoa, store)
@@ -288,7 +288,7 @@ async def test_position_that_cannot_be_taken_up_is_left_as_it_is(loaded: Any, wh
         assert store.inner.position() == position
         assert len(store.saved) == saves
         store.loaded = None
-        async with connect(kadoa, cursor_store=store):  # and it was given up
+        async with connect(kadoa, cursor_store=store):  # and the ownership was released
             assert kadoa.subscribed[-1].last_cursor == position.cursor
 
 
@@ -327,15 +327,15 @@ def of_a_newer_version(path: Path) -> None:
         connection.execute("UPDATE positions SET position = replace(position, '\"version\": ', '\"version\": 9')")
 
 
-async def keep(path: Path, position: Position) -> None:
+async def save_position(path: Path, position: Position) -> None:
     session = await SQLiteCursorStore(path).open("team-1", "default")
     await session.save(position)
     await session.aclose()
 
 
-async def test_position_of_a_newer_version_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_position_of_a_newer_version_is_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
-    await keep(path, Position(team="team-1", cursor="1-7"))
+    await save_position(path, Position(team="team-1", cursor="1-7"))
     of_a_newer_version(path)
     before = stored(path)
     async with open_simulated_kadoa() as kadoa:
@@ -345,9 +345,9 @@ async def test_position_of_a_newer_version_is_left_as_it_is(tmp_path: Path) -> N
             assert stored(path) == before
 
 
-async def test_refused_start_leaves_the_position_as_it_is(tmp_path: Path) -> None:
+async def test_refused_start_leaves_the_position_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
-    await keep(path, Position(team="team-1", cursor="1-7"))
+    await save_position(path, Position(team="team-1", cursor="1-7"))
     before = stored(path)
     owner = await SQLiteCursorStore(path).open("team-1", "default")
     async with open_simulated_kadoa() as kadoa:
@@ -358,7 +358,7 @@ async def test_refused_start_leaves_the_position_as_it_is(tmp_path: Path) -> Non
 
 
 class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope after so many scheduler steps, counted from the call of `start`."""
+    """Cancels a scope after a number of scheduler steps, counted from the call of `start`."""
 
     def __init__(self, scope: trio.CancelScope, steps: int) -> None:
         self.scope = scope
@@ -374,7 +374,7 @@ class CancelAtStep(trio.abc.Instrument):
 
 
 class WatchedStore:
-    """An SQLite store that says when opening begins."""
+    """An SQLite store that reports when opening begins."""
 
     def __init__(self, path: Path, instrument: CancelAtStep) -> None:
         self.inner = SQLiteCursorStore(path)
@@ -387,7 +387,7 @@ class WatchedStore:
 
 async def test_start_that_is_cancelled_at_any_step_leaves_the_position(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
-    await keep(path, Position(team="team-1", cursor="1-7", settled=("e1",), recent=("e0",)))
+    await save_position(path, Position(team="team-1", cursor="1-7", settled=("e1",), recent=("e0",)))
     async with open_simulated_kadoa() as kadoa:
         for step in range(10_000):
             with trio.CancelScope() as scope:
@@ -408,14 +408,14 @@ async def test_start_that_is_cancelled_at_any_step_leaves_the_position(tmp_path:
 # ---- stores that fail ----------------------------------------------------------------------------------------------
 
 
-async def test_failing_store_is_noticed_and_events_go_on(autojump_clock: Clock) -> None:
+async def test_failing_store_is_reported_and_events_are_still_delivered(autojump_clock: Clock) -> None:
     store = FaultyStore()
     async with open_simulated_kadoa() as kadoa, connect(kadoa, cursor_store=store) as realtime:
         store.fault = CursorStoreError("disk full")
         kadoa.publish_many(50)
         await take(realtime, 50)
         await trio.sleep(60)
-        failures = told(realtime, PositionNotSaved)
+        failures = notices_of(realtime, PositionNotSaved)
         assert 5 < len(failures) < 20  # retried, and with backoff
         assert "disk full" in str(failures[0])
         assert realtime.statistics().unsaved == 50
@@ -423,7 +423,7 @@ async def test_failing_store_is_noticed_and_events_go_on(autojump_clock: Clock) 
         await take(realtime, 1)
         store.fault = None
         await trio.sleep(60)
-        assert len(told(realtime, PositionSaved)) == 1
+        assert len(notices_of(realtime, PositionSaved)) == 1
         assert realtime.statistics().unsaved == 0
         assert store.saved[-1].cursor == kadoa.published[-1].cursor
 
@@ -445,7 +445,7 @@ async def test_last_position_that_is_not_saved_is_an_error_at_exit(autojump_cloc
         assert "disk full" in caught.value.__notes__[0]
 
 
-async def test_save_that_hangs_does_not_hold_up_leaving(autojump_clock: Clock) -> None:
+async def test_save_that_hangs_does_not_delay_leaving(autojump_clock: Clock) -> None:
     store = FaultyStore()
     async with open_simulated_kadoa() as kadoa:
         with pytest.raises(CursorStoreError, match="did not end in time"):
@@ -455,7 +455,7 @@ async def test_save_that_hangs_does_not_hold_up_leaving(autojump_clock: Clock) -
                 store.delay = 1e6
                 left = trio.current_time()
         assert trio.current_time() - left <= 2
-        # The ownership was given up all the same.
+        # The ownership was released anyway.
         store.delay = 0
         async with connect(kadoa, cursor_store=store):
             pass
@@ -468,7 +468,7 @@ async def test_save_that_hangs_counts_as_failed(autojump_clock: Clock) -> None:
         kadoa.publish()
         await take(realtime, 1)
         await trio.sleep(30)
-        assert "within 10 s" in str(told(realtime, PositionNotSaved)[0])
+        assert "within 10 s" in str(notices_of(realtime, PositionNotSaved)[0])
         store.delay = 0
         await trio.sleep(30)
 
@@ -483,12 +483,12 @@ async def test_admission_pauses_when_too_much_is_unsaved(autojump_clock: Clock) 
         kadoa.publish_many(20)
         async with receiving(realtime) as received:
             await trio.sleep(120)
-            # What was in the buffer before is handed out; nothing comes after it.
+            # Events that were in the buffer before are delivered; none is admitted after them.
             count = len(received)
             kadoa.publish_many(20)
             await trio.sleep(120)
             assert len(received) <= max(count, 20)
-            assert any(notice.oldest is None for notice in told(realtime, AdmissionPaused))  # type: ignore[attr-defined]
+            assert any(notice.oldest is None for notice in notices_of(realtime, AdmissionPaused))  # type: ignore[attr-defined]
             store.fault = None
             await trio.sleep(60)
             assert received == [event.id for event in kadoa.published]
@@ -506,7 +506,7 @@ async def test_unsaved_events_are_bounded_before_the_first_save(autojump_clock: 
             await trio.sleep(120)
             assert len(received) == 10
             assert realtime.statistics().unsaved == 10
-            (paused,) = told(realtime, AdmissionPaused)
+            (paused,) = notices_of(realtime, AdmissionPaused)
             assert "10 settled events are not saved" in str(paused)
             store.fault = None
             await trio.sleep(600)
@@ -514,7 +514,7 @@ async def test_unsaved_events_are_bounded_before_the_first_save(autojump_clock: 
 
 
 async def test_event_in_hand_counts_towards_what_may_be_unsaved(autojump_clock: Clock) -> None:
-    # What was admitted may be settled before the next save; what was given back is not admitted twice.
+    # Admitted events may be settled before the next save. An event that was returned is not admitted twice.
     store = FaultyStore()
     async with (
         open_simulated_kadoa() as kadoa,
@@ -601,7 +601,7 @@ async def test_store_that_cannot_be_opened_is_an_error_of_entering(tmp_path: Pat
         assert not kadoa.subscribed
 
 
-async def test_user_keeps_effects_and_position_in_one_transaction(tmp_path: Path, autojump_clock: Clock) -> None:
+async def test_program_saves_effects_and_position_in_one_transaction(tmp_path: Path, autojump_clock: Clock) -> None:
     database = sqlite3.connect(tmp_path / "mine.db")
     with database:
         database.execute("CREATE TABLE effects (event TEXT)")
@@ -633,7 +633,7 @@ async def test_user_keeps_effects_and_position_in_one_transaction(tmp_path: Path
     database.close()
 
 
-async def test_position_after_wants_everything_before_it_settled(autojump_clock: Clock) -> None:
+async def test_position_after_needs_every_earlier_event_settled(autojump_clock: Clock) -> None:
     async with open_simulated_kadoa() as kadoa, connect(kadoa) as realtime:
         events = kadoa.publish_many(2)
         async with realtime.events.delivery():
@@ -678,7 +678,7 @@ async def test_acknowledgements_can_be_turned_off(autojump_clock: Clock) -> None
         assert kadoa.acknowledged == []
 
 
-async def test_refusing_endpoint_is_left_alone_with_one_notice(autojump_clock: Clock) -> None:
+async def test_refusing_endpoint_suspends_acknowledgements_with_one_notice(autojump_clock: Clock) -> None:
     async with open_simulated_kadoa() as kadoa, connect(kadoa) as realtime:
         kadoa.faults.ack_status = 404
         for _ in range(30):
@@ -686,7 +686,7 @@ async def test_refusing_endpoint_is_left_alone_with_one_notice(autojump_clock: C
             await take(realtime, 10)
             await trio.sleep(60)
         statistics = realtime.statistics()
-        assert len(told(realtime, AcknowledgementsPaused)) == 1
+        assert len(notices_of(realtime, AcknowledgementsPaused)) == 1
         assert statistics.acknowledgements_failed < 60
         kadoa.heal()
         await trio.sleep(400)
@@ -694,7 +694,7 @@ async def test_refusing_endpoint_is_left_alone_with_one_notice(autojump_clock: C
         assert realtime.statistics().acknowledged + statistics.acknowledgements_failed >= 300
 
 
-async def test_hanging_endpoint_holds_up_neither_events_nor_leaving(autojump_clock: Clock) -> None:
+async def test_hanging_endpoint_delays_neither_events_nor_leaving(autojump_clock: Clock) -> None:
     async with open_simulated_kadoa() as kadoa:
         kadoa.faults.ack_hang = True
         async with connect(kadoa) as realtime:
@@ -717,7 +717,7 @@ def lose_cursors(kadoa: SimulatedKadoa) -> None:
 
 
 async def test_crash_before_the_first_save_of_an_event_is_a_gap(autojump_clock: Clock) -> None:
-    # The position that is left before the first subscription says since when.
+    # The position that is saved before the first subscription holds the time since when.
     store = FaultyStore()
     async with open_simulated_kadoa() as kadoa:
         lose_cursors(kadoa)
@@ -727,6 +727,6 @@ async def test_crash_before_the_first_save_of_an_event_is_a_gap(autojump_clock: 
         async with connect(kadoa, cursor_store=store) as realtime:
             kadoa.publish()
             await take(realtime, 1)
-            (gap,) = [notice.gap for notice in told(realtime, PossibleGap)]  # type: ignore[attr-defined]
+            (gap,) = [notice.gap for notice in notices_of(realtime, PossibleGap)]  # type: ignore[attr-defined]
             assert gap.reason is GapReason.NO_CURSOR
             assert gap.since is not None

@@ -244,11 +244,19 @@ async def test_program_in_the_readme_runs(
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
 def test_every_public_name_is_in_the_reference() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
-    for name in {name for module in PUBLIC for name in module.__all__} - {"__version__"}:
+    for name in {*kadoa_trio.__all__, *kadoa_trio.workspace.__all__} - {"__version__"}:
         assert re.search(rf"\b{name}\b", text), name
     # Documented as whole modules.
+    assert "automodule:: kadoa_trio.notices\n   :members:\n" in text
     assert "automodule:: kadoa_trio.testing\n" in text
     assert "automodule:: kadoa_trio.testing.strategies\n" in text
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")
+def test_page_on_monitoring_says_what_every_notice_means() -> None:
+    text = (ROOT / "docs" / "howto" / "monitoring.md").read_text()
+    for name in set(kadoa_trio.notices.__all__) - {"ConnectionStatus", "Notice", "State"}:
+        assert f"`{name}`" in text, name
 
 
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not beside an installed package")

@@ -1,4 +1,4 @@
-"""Cursor stores by themselves: ownership, what a save is worth, and files that are not what they should be."""
+"""Cursor stores by themselves: ownership, what a save survives, and files that are damaged, replaced or not a store."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_what_was_saved_is_loaded_by_the_next_owner(store: CursorStore) ->
     await session.aclose()
 
 
-async def test_consumers_and_teams_are_apart(store: CursorStore) -> None:
+async def test_positions_of_other_consumers_and_teams_are_separate(store: CursorStore) -> None:
     sessions = [await store.open(team, consumer) for team in ("t1", "t2") for consumer in ("a", "b")]
     for number, session in enumerate(sessions):
         await session.save(Position(cursor=f"1-{number}"))
@@ -87,7 +87,7 @@ async def test_stale_owner_never_moves_the_position(tmp_path: Path) -> None:
     with pytest.raises(OwnershipLostError, match="taken over by process"):
         await old.save(Position(cursor="1-2"))
     assert await new.load() == Position(cursor="1-5")
-    # The successor is an owner like any other, even when the one before it goes at last.
+    # The new owner is still the owner after the earlier one has closed its session.
     await old.aclose()
     with pytest.raises(ConsumerOwnedError):
         await SQLiteCursorStore(path).open("team-1", "a")
@@ -173,7 +173,7 @@ async def test_unreadable_position_is_an_error_and_no_fresh_start(tmp_path: Path
         await session.aclose()
 
 
-async def test_empty_file_is_as_good_as_none(tmp_path: Path) -> None:
+async def test_empty_file_is_a_first_start(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
     path.touch()
     await _make(path)
@@ -185,7 +185,7 @@ async def test_missing_directory_is_an_error(tmp_path: Path) -> None:
         await SQLiteCursorStore(tmp_path / "no" / "positions.db").open("team-1", "a")
 
 
-async def test_locked_database_is_an_error_that_passes(tmp_path: Path) -> None:
+async def test_locked_database_is_a_temporary_error(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
     session = await SQLiteCursorStore(path).open("team-1", "a")
     with contextlib.closing(sqlite3.connect(path)) as other:
@@ -198,10 +198,10 @@ async def test_locked_database_is_an_error_that_passes(tmp_path: Path) -> None:
     await session.aclose()
 
 
-async def test_full_disk_is_an_error_that_passes(tmp_path: Path) -> None:
+async def test_full_disk_is_a_temporary_error(tmp_path: Path) -> None:
     session = await SQLiteCursorStore(tmp_path / "positions.db").open("team-1", "a")
     await session.save(POSITION)
-    connection = session._connection  # type: ignore[attr-defined]  # SQLite's own limit stands for a disk
+    connection = session._connection  # type: ignore[attr-defined]  # SQLite's own limit simulates a full disk
     connection.execute("PRAGMA max_page_count = 3")
     with pytest.raises(CursorStoreError, match="full"):
         await session.save(Position(cursor="1742-9", recent=tuple(str(number) * 8 for number in range(1_000))))
@@ -272,7 +272,7 @@ def test_frozen_owner_that_wakes_up_is_refused(tmp_path: Path) -> None:
         trio.run(succeed)
 
 
-async def test_save_that_hangs_can_be_left(tmp_path: Path) -> None:
+async def test_save_that_hangs_can_be_cancelled(tmp_path: Path) -> None:
     session = await SQLiteCursorStore(tmp_path / "positions.db").open("team-1", "a")
     with contextlib.closing(sqlite3.connect(tmp_path / "positions.db")) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -285,7 +285,7 @@ async def test_save_that_hangs_can_be_left(tmp_path: Path) -> None:
     assert not (tmp_path / "positions.db-wal").exists()
 
 
-# ---- what lies at the paths ----------------------------------------------------------------------------------------
+# ---- files at the paths --------------------------------------------------------------------------------------------
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
 
@@ -392,7 +392,7 @@ async def test_store_at_a_special_file_is_refused_and_leaves_it(kind: str, tmp_p
 async def test_two_paths_to_one_file_have_one_owner(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     path, other = tmp_path / "disk" / "positions.db", tmp_path / "positions.db"
-    other.symlink_to(path)  # to a file that is not there yet
+    other.symlink_to(path)  # to a file that does not exist yet
     session = await SQLiteCursorStore(other).open("team-1", "a")
     with pytest.raises(ConsumerOwnedError):
         await SQLiteCursorStore(path).open("team-1", "a")
@@ -474,7 +474,7 @@ def trio_free_store(path: Path) -> None:
         (older_row, "older state of consumer 'a'"),
     ],
 )
-async def test_file_that_is_lost_fails_the_next_save_and_takes_the_one_after_it(
+async def test_lost_file_fails_the_next_save_and_the_save_after_it_succeeds(
     lose: Callable[[Path], None], why: str, tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -489,7 +489,7 @@ async def test_file_that_is_lost_fails_the_next_save_and_takes_the_one_after_it(
     assert str(path) in str(caught.value)
     await session.save(Position(cursor="1-4"))
     await session.save(Position(cursor="1-5"))
-    # It is the owner still, or again.
+    # The session is still the owner, or has become the owner again.
     with pytest.raises(ConsumerOwnedError):
         await SQLiteCursorStore(path).open("team-1", "a")
     assert position_on_disk(path) == Position(cursor="1-5")
@@ -519,7 +519,7 @@ async def test_file_that_is_deleted_during_a_save_fails_it(tmp_path: Path, monke
 
 
 @posix
-async def test_log_that_is_deleted_loses_no_other_consumer(tmp_path: Path) -> None:
+async def test_deleted_log_loses_no_position_of_other_consumers(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
     session = await SQLiteCursorStore(path).open("team-1", "a")
     other = await SQLiteCursorStore(path).open("team-1", "b")
@@ -566,7 +566,7 @@ def with_other_program(path: Path) -> None:
 
 @posix
 @pytest.mark.parametrize("overwrite", [with_text, with_zeros, with_other_program])
-async def test_file_that_is_overwritten_takes_no_save_until_it_is_moved_away(
+async def test_overwritten_file_is_not_written_until_it_is_moved_away(
     overwrite: Callable[[Path], None], tmp_path: Path
 ) -> None:
     path = tmp_path / "positions.db"
@@ -615,7 +615,7 @@ async def test_log_of_a_deleted_file_is_not_played_back_into_a_new_one(tmp_path:
 
 
 @posix
-async def test_file_that_another_client_took_with_its_lock_is_lost_for_good(tmp_path: Path) -> None:
+async def test_deleted_file_that_another_client_owns_now_ends_the_ownership(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
     old = await SQLiteCursorStore(path).open("team-1", "a")
     await old.save(Position(cursor="1-1"))
@@ -631,7 +631,7 @@ async def test_file_that_another_client_took_with_its_lock_is_lost_for_good(tmp_
     await new.aclose()
 
 
-async def test_checkpoints_of_other_processes_are_no_loss(tmp_path: Path) -> None:
+async def test_checkpoint_by_another_process_is_not_a_lost_file(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
     session = await SQLiteCursorStore(path).open("team-1", "a")
     with contextlib.closing(sqlite3.connect(path)) as other:
@@ -687,7 +687,7 @@ time.sleep(600)
 
 @posix
 @pytest.mark.parametrize("how", ["os", "multiprocessing"])
-def test_forked_child_keeps_no_ownership_and_cannot_save(how: str, tmp_path: Path) -> None:
+def test_forked_child_has_no_ownership_and_cannot_save(how: str, tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
     script = FORKING_OWNER.replace(
         "child_with_stdin", "lambda session, path: (setattr(sys, 'stdin', os.fdopen(os.dup(0))), child(session, path))"
@@ -724,9 +724,9 @@ def test_forked_child_keeps_no_ownership_and_cannot_save(how: str, tmp_path: Pat
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_fork_while_a_lock_is_taken_shares_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Between the opening of the file and the lock: the child has the file open and is not told of it.
+    # Between the opening of the file and the lock: the child has the file open, and no code of the child closes it.
     children: list[int] = []
-    keep, end = os.pipe()
+    hold, end = os.pipe()
     real = _files_open()
 
     def open_and_fork(path: Path, flags: int) -> int:
@@ -735,7 +735,7 @@ def test_fork_while_a_lock_is_taken_shares_no_lock(tmp_path: Path, monkeypatch: 
             child = os.fork()
             if not child:
                 os.close(end)
-                os.read(keep, 1)
+                os.read(hold, 1)
                 os._exit(0)
             children.append(child)
         return file
@@ -743,14 +743,14 @@ def test_fork_while_a_lock_is_taken_shares_no_lock(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("kadoa_trio._files.open_file", open_and_fork)
     lock = FileLock(tmp_path / "lock")
     assert lock.take() is None
-    # As at the death of the owner: its descriptor is closed, and nothing is unlocked.
+    # As when the owner crashes: its descriptor is closed, and nothing is unlocked.
     assert lock._file is not None
     os.close(lock._file)
     try:
         assert FileLock(tmp_path / "lock").take() is None
     finally:
         os.close(end)
-        os.close(keep)
+        os.close(hold)
         os.waitpid(children[0], 0)
 
 
@@ -797,7 +797,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[
 
 
 @pytest.mark.parametrize("where", ["_create", "_connect"])
-async def test_opening_that_hangs_is_left_and_given_up_by_its_thread(
+async def test_thread_of_a_cancelled_opening_releases_the_ownership(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "positions.db"
@@ -808,18 +808,18 @@ async def test_opening_that_hangs_is_left_and_given_up_by_its_thread(
                 nursery.start_soon(SQLiteCursorStore(path).open, "team-1", "a")
                 await disk.wait_hanging()
                 nursery.cancel_scope.cancel()
-        # One thread waits for the disk, and none of those that the program's own calls share.
+        # One thread waits for the disk. It uses no token of Trio's default limiter, which the program's own calls share.
         assert disk.count == 1
         assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
         disk.answer()
-        # Waits for the thread, which has given up its lock and closed its connection.
+        # Waits for the thread, which has released its lock and closed its connection.
         session = await SQLiteCursorStore(path).open("team-1", "a")
         assert await session.load() == POSITION
         await session.aclose()
     assert not Path(f"{path}-wal").exists()
 
 
-async def test_opening_that_ends_as_it_is_cancelled_is_given_up(tmp_path: Path) -> None:
+async def test_opening_that_ends_while_it_is_cancelled_releases_the_ownership(tmp_path: Path) -> None:
     path = tmp_path / "positions.db"
     opening = _stores._Opening(path, "team-1", "a", False)
     session = await trio.to_thread.run_sync(opening.run)
@@ -844,7 +844,7 @@ async def test_opening_that_hangs_for_long_is_an_error(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("where", ["_create", "_connect", "_load"])
-async def test_disk_that_hangs_at_the_start_does_not_hold_up_leaving(
+async def test_disk_that_hangs_at_the_start_does_not_delay_leaving(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "positions.db"
@@ -951,7 +951,7 @@ def test_position_survives_json(position: Position) -> None:
         ),
     )
 )
-def test_anything_else_is_a_value_error(data: object) -> None:
+def test_json_of_anything_but_a_position_is_a_value_error(data: object) -> None:
     with contextlib.suppress(ValueError):
         Position.from_json(json.dumps(data))
 

@@ -1,8 +1,8 @@
-"""The whole client on virtual time, against servers that the specification allows and no simulator shows by itself.
+"""The whole client on virtual time, against servers that the specification allows and the simulator does not imitate.
 
-Each test names a promise. Servers are scripted connection by connection: the
-simulated Kadoa takes the cursor and replays nothing, and the test sends what
-this server would send.
+Each test names a promise. The test plays the server, connection by connection:
+the simulated Kadoa takes the cursor and replays nothing, and the test sends
+what such a server would send.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DAY = 86_400.0
 
 
 class Consumer:
-    """Receives and settles everything, at its own pace, and keeps the ids in order."""
+    """Receives and settles every event, one per *pace* seconds; remembers the ids in their order."""
 
     def __init__(self, realtime: Realtime, pace: float = 0.0) -> None:
         self.realtime = realtime
@@ -64,7 +64,7 @@ def ids(events: list[PublishedEvent]) -> list[str]:
 
 
 def notices(realtime: Realtime, kind: type[Notice]) -> list[Any]:
-    """Take all notices, and give those of a kind."""
+    """Take all notices; return those of one kind."""
     found = []
     try:
         while True:
@@ -77,7 +77,7 @@ Scenario = Callable[[SimulatedKadoa, Realtime, Consumer], Awaitable[object]]
 
 
 def scenario(pace: float = 0.0, **options: Any) -> Callable[[Scenario], Callable[[], None]]:
-    """Make a test of a scenario: a client with a consumer that has had one event, and whose connection is stable."""
+    """Make a test of a scenario: a client whose consumer has had one event and whose connection is stable."""
 
     def decorate(function: Scenario) -> Callable[[], None]:
         async def main() -> None:
@@ -104,6 +104,14 @@ def scenario(pace: float = 0.0, **options: Any) -> Callable[[Scenario], Callable
     return decorate
 
 
+async def assert_complete_when_healed(kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer) -> None:
+    """End the faults; two minutes later every event has come once, and no possible gap was found."""
+    kadoa.heal()
+    await trio.sleep(120)
+    assert sorted(consumer.ids) == sorted(ids(kadoa.published))
+    assert realtime.statistics().gap_count == 0
+
+
 # ---- replays -------------------------------------------------------------------------------------------------------
 
 
@@ -123,14 +131,11 @@ async def test_reset_amid_a_paged_replay_with_live_events_loses_nothing(
         kadoa.publish_many(3)
         await trio.sleep(5)
     connection.reset()
-    kadoa.heal()
-    await trio.sleep(120)
-    assert sorted(consumer.ids) == sorted(ids(kadoa.published))
-    assert realtime.statistics().gap_count == 0
+    await assert_complete_when_healed(kadoa, realtime, consumer)
 
 
 @scenario()
-async def test_connections_dropped_every_eight_seconds_get_past_a_backlog(
+async def test_connections_dropped_every_eight_seconds_receive_a_whole_backlog(
     kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer
 ) -> None:
     kadoa.faults = Faults(refuse_connections=True)
@@ -188,7 +193,7 @@ async def test_old_connection_is_not_retired_while_the_program_does_not_read(
 
 
 @pytest.mark.parametrize("delay", [0.15, 0.2, 0.25, 0.3])
-def test_reset_while_the_oldest_connection_makes_place_leaves_no_deaf_client(delay: float) -> None:
+def test_reset_while_the_oldest_connection_is_retired_leaves_no_deaf_client(delay: float) -> None:
     @scenario()
     async def run(kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer) -> None:
         for made in (2, 3):  # two old connections linger
@@ -219,7 +224,7 @@ async def test_age_at_which_no_heartbeat_could_have_come_is_refused() -> None:
 
 
 async def begin_check(kadoa: SimulatedKadoa) -> Any:
-    """Refuse cursors until a probe is subscribed, and give it."""
+    """Refuse cursors until a probe is subscribed; return its connection."""
     kadoa.faults = Faults(refuse_cursors=True)
     kadoa.newest.reset()
     while not any(one.subscribed and one.last_cursor is None and one.number > 1 for one in kadoa.connections):  # noqa: ASYNC110  # a poll of the simulator
@@ -275,10 +280,7 @@ async def test_replay_service_that_is_down_for_a_while_does_not_cost_the_cursor(
     kadoa.newest.reset()
     kadoa.publish_many(22)
     await trio.sleep(20)
-    kadoa.heal()
-    await trio.sleep(120)
-    assert sorted(consumer.ids) == sorted(ids(kadoa.published))
-    assert realtime.statistics().gap_count == 0
+    await assert_complete_when_healed(kadoa, realtime, consumer)
     assert not notices(realtime, CursorDropped)
 
 
@@ -311,10 +313,7 @@ async def test_held_events_survive_the_end_of_their_connection(
     kadoa.faults = Faults(refuse_connections=True)
     await trio.sleep(70)
     assert set(ids(held)) <= set(consumer.ids)
-    kadoa.heal()
-    await trio.sleep(120)
-    assert sorted(consumer.ids) == sorted(ids(kadoa.published))
-    assert realtime.statistics().gap_count == 0
+    await assert_complete_when_healed(kadoa, realtime, consumer)
 
 
 @scenario()
@@ -461,7 +460,7 @@ def test_first_start_is_a_notice_and_no_gap() -> None:
 
 
 async def test_blocked_event_loop_does_not_cost_a_healthy_connection() -> None:
-    # In real time: Trio's clock must go on while nothing else does.
+    # In real time: Trio's clock must run while the event loop is blocked.
     async with (
         open_simulated_kadoa(heartbeat_interval=0.2) as kadoa,
         open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, timeouts=Timeouts(heartbeat=1.0)) as realtime,

@@ -1,4 +1,4 @@
-"""Frames: whatever a server sends, `decode` gives an object for it and loses no event."""
+"""Frames: whatever a server sends, `decode` returns an object for it and loses no event."""
 
 from __future__ import annotations
 
@@ -432,15 +432,15 @@ def test_integer_of_any_length_is_read_whatever_python_allows(digits: int, limit
     ],
 )
 @pytest.mark.parametrize("named", ['"eventType":"x","id":"1","message":{}', '"type":"control.draining"'])
-def test_field_of_a_megabyte_is_neither_built_nor_kept(field: str, named: str) -> None:
+def test_field_of_a_megabyte_is_neither_built_nor_held(field: str, named: str) -> None:
     for value in ("[" + ",".join(["[]"] * 300_000) + "]", '"' + "a" * 1_000_000 + '"'):
         frame = "{" + named + ',"' + field + '":' + value + "}"
         tracemalloc.start()
         try:
             decoded = decode(frame)
-            kept, peak = tracemalloc.get_traced_memory()
+            held, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert kept < 10_000, decoded
+        assert held < 10_000, decoded
         # A string is built once, and once more to be digested. An array of empty arrays would take 20 times its text.
         assert peak < 2.5 * len(frame)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import assert_type
 
 import trio
@@ -9,9 +11,13 @@ import trio
 from kadoa_trio import (
     Event,
     EventChannel,
+    Limits,
+    MemoryCursorStore,
     Message,
     Position,
     Realtime,
+    RetryPolicy,
+    Timeouts,
     WorkflowDataChange,
     WorkflowFailed,
     open_realtime,
@@ -44,6 +50,20 @@ async def consume() -> None:
             assert_type(notice, Notice)
             if isinstance(notice, PossibleGap):
                 print(notice.gap.since)
+
+
+async def choose() -> None:
+    async with open_realtime(
+        timeouts=Timeouts(heartbeat=45, connect=math.inf),
+        limits=Limits(buffered_events=100),
+        retry=RetryPolicy(maximum=10),
+        cursor_store=Path("positions.db"),
+    ) as realtime:
+        assert_type(realtime.statistics().unsaved, int)
+    async with open_realtime(cursor_store="positions.db", consumer="typing"):
+        pass
+    async with open_realtime(cursor_store=MemoryCursorStore()):
+        pass
 
 
 async def rehearse() -> None:

@@ -235,6 +235,14 @@ class Connection:
         """Whether a frame has come, and it is still read."""
         return Phase.LIVE <= self.phase < Phase.ENDED
 
+    @property
+    def life(self) -> float:
+        """How long it has been live, in seconds; until its end, if it has ended."""
+        if not self.was(Phase.LIVE):
+            return 0.0
+        until = self._entered.get(Phase.ENDED)
+        return (trio.current_time() if until is None else until) - self._entered[Phase.LIVE]
+
     async def wait_phase(self, phase: Phase) -> None:
         """Wait until it enters a phase or a later one. A checkpoint."""
         await self.wait_until(lambda: self.phase >= phase)

@@ -1,54 +1,59 @@
-"""What was received, what was handed out, and where to resume: the client's memory.
+"""Remembers which events came, which are settled, and from which cursor to resume.
 
-Sans-I/O: no Trio, no clock, no randomness. Times come in as arguments and go
-out in what is reported.
+Sans-I/O: no Trio, no clock, no randomness. Times are arguments; possible gaps
+are return values. `Ledger.check` states the invariants.
 
-Two questions are answered here, and they are not the same one:
+The ledger answers two different questions.
 
-*Where does the next connection resume?* At the **resume cursor**. It follows
-one connection, the **leader**: the oldest one that is still read. A leader is
-followed event by event only when it is **trusted**: it opened when nothing
-came before it, so that it has no replay that could be incomplete, or its
-replay is known to be over. What another connection delivers, and what a
-leader that is not trusted delivers, is **ahead** of the resume cursor: handed
-out, remembered, and not relied on. A replacement that cannot resume delivers
-e14 while the old connection still owes e11 to e13, and a server may send live
-events before and between the parts of a replay: a cursor that followed them
-would step over events that only a resumption can bring.
+**Where does the next connection resume?** At the *resume cursor*. It follows
+one connection, the *leader*: the oldest one that is still read. The ledger
+follows every event of the leader only when the leader is *trusted*: it opened
+when nothing came before it, so there is no replay that could be incomplete, or
+its replay is known to be over. Events of other connections, and of a leader
+that is not trusted, are *ahead* of the resume cursor: the program gets them,
+their ids are remembered, and the resume cursor does not move. There are two
+reasons. A replacement that cannot resume delivers e14 while the old connection
+has not yet delivered e11 to e13. And a server may send live events before a
+replay and between its parts. A cursor that followed such events would step
+over others that only a resumption can bring.
 
-What a leader that is not trusted delivers moves the resume cursor
+An event of a leader that is not trusted moves the resume cursor
 
-* at once, where the event is **older than the subscription** by `RELY_FACTOR`
-  times ``stable_after``, so that it is a part of the replay, and everything
-  before it in the stream was replayed before it: its cursor is not after the
-  newest one that was known that long before the attempt; or, with opaque
-  cursors, its id was admitted that long before. Or where the cursors of the
-  connection step back to it. Each of these also shows that the replay still
-  goes on, and starts the waits again. An event that became known later than
-  that does, too, but moves nothing: another instance of the server may send a
-  live event some seconds late, before its replay;
+* at once, if the event is *older than the subscription* by `RELY_FACTOR` times
+  ``stable_after``, because then it is a part of the replay, and the replay has
+  already brought everything before it. The signs of that: the event's cursor
+  is not after the newest one that was known that long before the attempt; or,
+  with opaque cursors, its id was admitted that long before;
+* at once, if the connection's cursors step back to the event, because then it
+  is a part of the replay, too. Each of these signs also shows that the replay
+  goes on, so the waits below start again. An event that became known later
+  before the attempt also starts the waits again, but does not move the cursor,
+  because another instance of the server may send a live event some seconds
+  late, before its replay;
 * after `RELY_FACTOR` times ``stable_after`` of reading in which no later event
   has stepped back behind it (comparable cursors only);
 * when the connection becomes trusted: after `TRUST_FACTOR` times
-  ``stable_after`` without any sign of a replay.
+  ``stable_after`` of reading without a sign of a replay.
 
-*Did the stream go on without a hole?* That is decided when a connection leads
-and has shown no sign of a replay for ``stable_after``. It has *joined* the
-line of the leader before it when both delivered the same id, or when it
-replays: the one was in order up to it, the other is from there on. One that
-was asked to resume is believed without that, unless it shows otherwise:
-another connection delivered events past the cursor, and it brought new ones
-but none of those. Everything else is a `Gap`. A shared id proves that nothing
-is missing in the end, not that nothing is missing now. So it closes the
-question of the gap and does not move the cursor.
+**Has the stream continued without a hole?** The ledger decides this when a
+connection leads and has shown no sign of a replay for ``stable_after``. The
+connection has *joined* the line of the leader before it if both delivered the
+same id, or if it replays: the line was in order up to that event, and the
+connection is in order from there. If the connection was asked to resume, the
+ledger assumes that it did, unless the events contradict: another connection
+delivered events past the cursor, and this one brought new events but none of
+those. Everything else is a `Gap`. A shared id proves that nothing is missing
+in the end, not that nothing is missing yet. So it settles the question of the
+gap, and does not move the cursor.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import ClassVar, Final
 
 import attrs
 
@@ -57,38 +62,38 @@ from .._redact import presentable
 from ._cursors import CursorKey, cursor_key
 
 RECENT_IDS = 1_000
-"""How many of the newest settled ids go with a position: a replay may be inclusive, or start earlier than asked."""
+"""Maximum ids in `Position.recent`: a replay may include the cursor's own event, or start earlier than asked."""
 RECENT_IDS_WITHOUT_CURSOR: Final = 100
-"""The same for a position without a cursor, from which nothing can be replayed."""
+"""Maximum ids in `Position.recent` without a cursor: nothing can be replayed then; a repair of a gap needs a few."""
 MAX_GAPS = 100
-"""How many gaps are kept; the count goes on."""
+"""Maximum gaps that are remembered: the newest. `Ledger.gap_count` counts all."""
 STABLE_AFTER: Final = 10.0
 """Default of ``stable_after``, in seconds of reading."""
 RELY_FACTOR: Final = 3
-"""So many times ``stable_after`` after an event, 30 s by default, no step back behind it is expected any more.
+"""Time after an event until no step back behind it is expected, in units of ``stable_after``: 30 s by default.
 
 It is the longest pause in a replay, or before it, that costs nothing if the connection then breaks.
 """
 TRUST_FACTOR: Final = 6
-"""A replay is known to be over after this many times ``stable_after`` without a sign of it: 60 s by default.
+"""Time without a sign of a replay until it is over, in units of ``stable_after``: 60 s by default.
 
-More than for one event, because a replay that comes in pages shows itself only when a page follows a live event.
+More than `RELY_FACTOR`, because a replay in pages can be seen only when a page follows a live event.
 """
 SNAPSHOT_INTERVAL: Final = 1.0
 """Minimum time between two snapshots of what is known, in seconds; see `Mark`."""
 _FROM_LOG: Final = -1
-"""Stands where a connection's number would, for what was taken from the notification log."""
+"""`Entry.generation` of an event that was taken from the notification log."""
 _RESTORED: Final = 0
-"""The same, for what an earlier run has settled."""
+"""`Entry.generation` of an event that an earlier run settled, or whose connection ended before it was admitted."""
 
 Moment = tuple[datetime, float]
-"""A time on both clocks: the wall's, aware, and a monotonic one, in seconds."""
-_Stood = tuple[datetime, float | None]
-"""A `Moment`; without its second part when it is of an earlier process."""
+"""A time on two clocks: the wall clock, with its time zone, and a monotonic one, in seconds."""
+_Reading = tuple[datetime, float | None]
+"""A `Moment`. The second part is None for a time of an earlier process."""
 
 
 class _Line:
-    """A stretch of the stream without a hole; joining makes two of them one (union-find)."""
+    """A part of the stream without a hole. `join` makes two of them one (union-find)."""
 
     __slots__ = ("_into",)
 
@@ -109,105 +114,152 @@ class _Line:
             mine._into = theirs
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, init=False)
 class Entry:
-    """A line of the admission list: an event, or (without an id) a step of the resume cursor alone."""
+    """An event in the admission list. `Ledger.settle` takes it."""
 
     seq: int
-    id: str | None
-    cursor: str | None
-    """The resume cursor as it stood after this entry, if this entry moved it."""
-    at: _Stood | None
-    """Since when events may be missing if nothing is replayed from that cursor."""
-    moved: bool
-    """Whether this entry moved the resume cursor."""
+    """Its number in the admission list."""
+    id: str
     generation: int
+    """The connection that delivered it first, or `_FROM_LOG`, or `_RESTORED`."""
     line: _Line
-    ahead: bool = False
-    """Delivered by a connection that is not followed, and not yet by one that is."""
-    covered: int = 0
-    """For an entry that was ahead: the entry whose cursor covers it."""
-    settled: bool = False
-    passed: bool = False
-    """Whether the position has passed it: it and everything before it are settled."""
-    closes: Gap | None = None
-    """The gap that is closed when the position passes this entry."""
+    """The line of that connection."""
+    moved: bool
+    """Whether the resume cursor moved when this event was admitted."""
+    cursor: str | None
+    """If so, the resume cursor after that; None again when the position has passed this entry."""
+    at: _Reading | None
+    """Since when events may be missing if nothing is replayed from that cursor."""
+    ahead: bool
+    """Whether it was delivered ahead of the resume cursor, and no cursor covers it yet."""
+    covered: int
+    """For an event that was ahead: the number of the item whose cursor covers it, else 0."""
+    settled: bool
+    passed: bool
+    """Whether the position has passed it: this event and everything before it are settled."""
+
+
+def _new_entry(*, seq: int, id: str, generation: int, line: _Line) -> Entry:
+    """Make an entry. It costs less than a class called with keyword arguments, and each event needs one."""
+    entry = Entry.__new__(Entry)
+    entry.seq = seq
+    entry.id = id
+    entry.generation = generation
+    entry.line = line
+    entry.moved = entry.ahead = entry.settled = entry.passed = False
+    entry.cursor = entry.at = None
+    entry.covered = 0
+    return entry
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class _CursorStep:
+    """A step of the resume cursor without an event, in the admission list."""
+
+    seq: int
+    """Its number in the admission list."""
+    cursor: str | None
+    """The resume cursor after the step."""
+    at: _Reading | None
+    """Since when events may be missing if nothing is replayed from that cursor."""
+    moved: ClassVar[bool] = True
+    settled: ClassVar[bool] = True
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class _GapClosing:
+    """The end of a gap's repair, in the admission list: the gap is closed when the position passes this item."""
+
+    seq: int
+    """Its number in the admission list."""
+    gap: Gap
+    settled: ClassVar[bool] = True
+
+
+_Item = Entry | _CursorStep | _GapClosing
+"""What the admission list holds."""
 
 
 @attrs.define(eq=False)
 class _Tail:
-    """Where the settled position stands."""
+    """The settled position: what is remembered of the items that it has passed."""
 
     cursor: str | None = None
-    at: _Stood | None = None
+    at: _Reading | None = None
     seq: int = 0
-    """The number of the entry that set the cursor."""
+    """The number of the item that set the cursor."""
     pins: dict[str, None] = attrs.field(factory=dict)
-    """Ids passed since that cursor stood."""
+    """Ids that were passed after that item."""
     late_pins: dict[str, int] = attrs.field(factory=dict)
-    """The same, covered only by the entry of this number."""
+    """Ids that were passed, each with the number of the item whose cursor covers it."""
     next_cover: float = 0
-    """No late pin is covered by an entry before this one."""
+    """No late pin is covered by an item before this number."""
 
-    def take(self, entry: Entry) -> None:
-        """Pass an entry."""
-        if entry.moved:
-            self.cursor, self.at, self.seq = entry.cursor, entry.at, entry.seq
-            if self.pins:
-                self.pins.clear()
-            if self.late_pins and entry.seq >= self.next_cover:
-                self.late_pins = {i: seq for i, seq in self.late_pins.items() if seq > entry.seq}
-                self.next_cover = min(self.late_pins.values(), default=0)
-        elif entry.id is None or entry.ahead or self.cursor is None:
-            pass  # without a cursor nothing can be replayed, so that no id needs to be known
+    def take(self, item: Entry | _CursorStep) -> None:
+        """Pass an item."""
+        if not item.moved:
+            assert isinstance(item, Entry)
+            self._pin(item)
+            return
+        self.cursor, self.at, self.seq = item.cursor, item.at, item.seq
+        if self.pins:
+            self.pins.clear()
+        if self.late_pins and item.seq >= self.next_cover:
+            self.late_pins = {i: seq for i, seq in self.late_pins.items() if seq > item.seq}
+            self.next_cover = min(self.late_pins.values(), default=0)
+
+    def _pin(self, entry: Entry) -> None:
+        if entry.ahead:
+            pass  # a position finds it in `Ledger._ahead`
         elif entry.covered:
             self.pin_until(entry.id, entry.covered)
-        else:
-            self.pins[entry.id] = None
+        elif self.cursor is not None:
+            self.pins[entry.id] = None  # without a cursor nothing can be replayed, so no id needs to be known
 
     def pin_until(self, event_id: str, covered: int) -> None:
-        """Keep an id until the entry of number *covered* is passed."""
+        """Remember an id until the item of number *covered* is passed."""
         self.next_cover = min(self.next_cover, covered) if self.late_pins else covered
         self.late_pins[event_id] = covered
 
     def copy(self) -> _Tail:
-        return _Tail(self.cursor, self.at, self.seq, dict(self.pins), dict(self.late_pins), self.next_cover)
+        return attrs.evolve(self, pins=dict(self.pins), late_pins=dict(self.late_pins))
 
 
 @attrs.frozen
 class _Known:
-    """What was known at a time."""
+    """What the ledger knew at a time."""
 
     seq: int
-    """The admission list's number."""
+    """The number of the newest item of the admission list."""
     key: CursorKey | None
     """The newest cursor."""
 
 
 @attrs.frozen
 class Mark:
-    """What was known when an attempt began, and some time before.
+    """What the ledger knew when an attempt began, and some time before.
 
-    An event that was known when the attempt began may still be a live event:
-    it may reach another server's instance later, or be sent again before the
-    replay. So it shows that the replay goes on, and moves no cursor. Only an
-    event that was known `RELY_FACTOR` times ``stable_after`` earlier is a
-    part of the replay for certain.
+    An event that was known when the attempt began may still come as a live
+    event: it may reach another instance of the server later, or be sent again
+    before the replay. So it is a sign that the replay goes on, but it moves no
+    cursor. Only an event that was known `RELY_FACTOR` times ``stable_after``
+    earlier is a part of the replay for certain.
     """
 
     then: _Known
     """When the attempt began."""
     before: _Known
-    """That time earlier."""
+    """That time before."""
 
 
 @attrs.frozen
 class _Delivered:
-    """What a connection that is not followed has delivered ahead of the resume cursor."""
+    """A delivery of a connection that the resume cursor does not follow."""
 
     at: Moment
     clock: float
-    """The connection's own clock then: it stands still while the connection does not read."""
+    """The connection's own clock at that time. It stops while the connection does not read."""
     entry: Entry
     cursor: str | None
     key: CursorKey | None
@@ -220,72 +272,73 @@ class _Source:
     generation: int
     mark: Mark
     cursor_key: CursorKey | None
-    """What the cursor that it subscribed with is compared by."""
+    """The key of the cursor that it subscribed with."""
     resumes: bool
-    """It subscribed with the resume cursor."""
+    """Whether it subscribed with the resume cursor."""
     asked: bool
-    """The same, and the server did not announce that this is useless."""
+    """Whether it did, and the server has not announced that it does not resume."""
     unasked_because: GapReason
+    """The reason of a gap if `asked` is false."""
     baseline: int
-    """The admission list's number at the cursor that it subscribed with."""
+    """The number of the item that set the cursor that it subscribed with."""
     admitted_before: int
-    """How many events had been admitted when that cursor stood."""
+    """How many events had been admitted at that item."""
     opaque: bool
-    """Its cursors cannot be compared."""
+    """Whether its cursors cannot be compared."""
     held: bool
-    """It must not lead: it subscribed without the cursor, to find out whether the server is well."""
+    """Whether it must not lead, because it is a probe: it subscribed without the cursor, to check the server."""
     line: _Line = attrs.field(factory=_Line)
     first: Moment | None = None
-    """Its first frame."""
+    """When its first frame came."""
     waited: float = 0.0
-    """How long it has not read, in seconds."""
+    """Time in which it did not read, in seconds."""
     trusted: bool = False
-    """Its replay is known to be over."""
+    """Whether its replay is known to be over, or it had none."""
     decided: bool = False
-    """Whether it has continued the stream without a hole was found out, or reported."""
+    """Whether the ledger has decided if it continued the stream without a hole."""
     replays: bool = False
-    """It has delivered a part of the replay past the cursor that it subscribed with."""
+    """Whether it has delivered a part of the replay past the cursor that it subscribed with."""
     admitted: int = 0
+    """How many events it delivered first."""
     by_newer: int = 0
-    """Events that newer connections brought: it does not owe them, they may come to it later."""
+    """Events that newer connections delivered first: it does not owe them, because they may come to it later."""
     doubted: bool = False
-    """It leads, but has not repeated what it owes: its next event decides."""
-    # Its replay: how far it is known to have come.
+    """Whether it leads without having repeated what it owes: its next event decides."""
+    # Its replay: how far it has come.
     replayed_key: CursorKey | None = None
     replayed_seq: int = 0
     replayed: _Delivered | None = None
-    # The last sign that it goes on, on the connection's clock; and the newest event that was one.
+    # The last sign that the replay goes on, on the connection's clock, and the newest event that was one.
     last_sign: float = 0.0
     sign_key: CursorKey | None = None
     sign_seq: int = 0
     top: CursorKey | None = None
     """The newest cursor that it delivered."""
     first_event: Moment | None = None
-    """When it delivered its first event: its subscription had taken effect by then."""
+    """When it delivered its first event. The subscription had taken effect by then."""
     last: Moment | None = None
     """When it last delivered an event with a cursor."""
     heard: float = 0.0
-    """When its last frame came, on its own clock: silence after that shows nothing."""
+    """When its last frame came, on its own clock. Silence after that shows nothing about the replay."""
     trail: deque[_Delivered] = attrs.field(factory=deque)
-    """What it delivered ahead and is not yet relied on, in its order. Comparable cursors ascend in it."""
+    """Its deliveries that are ahead of the resume cursor, in their order."""
     trail_ids: set[str] = attrs.field(factory=set)
 
     def clock(self, now: Moment) -> float:
-        """Return the time that it has been reading, in seconds from an arbitrary point."""
+        """Return the time for which it has been reading, in seconds from an arbitrary point."""
         return now[1] - self.waited
 
     def take_trail(self, count: int) -> list[_Delivered]:
         """Take the oldest *count* deliveries out of the trail."""
         taken = [self.trail.popleft() for _ in range(count)]
         for one in taken:
-            assert one.entry.id is not None
             self.trail_ids.discard(one.entry.id)
             if one.key is not None and (self.replayed_key is None or one.key > self.replayed_key):
                 self.replayed_key = one.key
         return taken
 
     def sign(self, one: _Delivered, seq: int) -> None:
-        """Record that a delivery shows that the replay goes on, unless it is one that has shown this before."""
+        """Record that a delivery is a sign that the replay goes on, unless it was one before."""
         if one.key is not None and not self.opaque:
             if self.sign_key is not None and one.key <= self.sign_key:
                 return
@@ -298,12 +351,19 @@ class _Source:
 
 
 class Ledger:
-    """Ids, the admission list, the resume cursor and the settled position.
+    """Knows which events came and which are settled: where to resume, and where another run may.
+
+    Every event that is admitted gets an `Entry` in the *admission list*. So do
+    two things that must not take effect before the events in front of them
+    are settled: a step of the resume cursor without an event, and the closing
+    of a gap. The *position* passes the items of the list in their order, each
+    when it is settled, and takes over the resume cursor of each. So the position
+    never passes an event that is not settled.
 
     Args:
-        window: how many ids are remembered, at least. What is unsettled is
-            never forgotten.
-        position: where an earlier run stood, if this one resumes.
+        window: maximum ids that are remembered. More only while the oldest of
+            them is not settled, because an unsettled id is never forgotten.
+        position: the position of an earlier run, to resume from.
         stable_after: `Timeouts.stable_after`, in seconds.
     """
 
@@ -313,101 +373,105 @@ class Ledger:
         self._seq = 0
         self._admitted = 0
         self._ids: dict[str, Entry] = {}
-        # The same, oldest first. A dict that loses its first items is walked from its beginning for each of them.
+        # The same, oldest first. To find the first item of a dict, Python walks over all that were removed before it.
         self._order: deque[Entry] = deque()
         self._sources: dict[int, _Source] = {}
-        # The lead. `_line` is what is known to be whole: the leader's, or the last leader's.
+        # `_line` is the line without a hole: that of the leader, or of the last leader.
         self._line: _Line | None = None
         self._leader: _Source | None = None
-        # What the next connection that leads must show, because the one before left it open.
+        # Why the next connection that leads is not assumed to resume: a promise withdrawn, events not read.
         self._unpromised = False
         self._unread = False
-        # No replay was promised from the cursors of the entries up to this one.
+        # No replay was promised from the cursors of the items up to this number.
         self._unpromised_seq = -1
-        # The resume cursor, since when events after it may be missing, and where the list stood when it came.
+        # The resume cursor, since when events after it may be missing, and the counts when it was set.
         self._cursor: str | None = None
-        self._cursor_at: _Stood | None = None
+        self._cursor_at: _Reading | None = None
         self._cursor_seq = 0
         self._cursor_admitted = 0
         self._top: CursorKey | None = None
         # What was known at times, oldest first: each is the state just before its time. See `mark`.
         self._snapshots: deque[tuple[float, _Known]] = deque()
         self._restored = False
-        # The settled position. `_pending` begins with the oldest unsettled entry.
-        self._pending: deque[Entry] = deque()
+        # The admission list from the oldest unsettled event on, and the position before it.
+        self._pending: deque[_Item] = deque()
         self._tail = _Tail()
         self._ahead: dict[str, Entry] = {}
         self._recent: deque[str] = deque(maxlen=RECENT_IDS)
         self._gaps: deque[Gap] = deque(maxlen=MAX_GAPS)
         self.last_life: datetime | None = None
-        """When the last frame came, by the wall clock; the connections set it."""
+        """When the last frame came, by the wall clock. The connections set it."""
         self.gap_count: int = 0
-        """How many possible gaps were found in all, those of the position included."""
+        """How many possible gaps were found in all, including those of the position that was restored."""
         self.repeated: int = 0
-        """How many deliveries were repetitions of a remembered id."""
+        """How many deliveries repeated a remembered id."""
         self.settled_count: int = 0
         """How many events were settled."""
         self.team: str | None = None
-        """Whose stream it is, once that is known; it goes with the position."""
+        """The team whose stream it is, once that is known. It is a part of the position."""
         if position is not None:
             self.restore(position)
 
     def restore(self, position: Position) -> None:
-        """Resume where an earlier run stood. Before the first connection only."""
+        """Resume from the position of an earlier run. Only before the first connection."""
         self.team = position.team
         self._cursor = self._tail.cursor = position.cursor
-        stood = position.cursor_at or position.last_life
-        self._cursor_at = self._tail.at = None if stood is None else (stood, None)
+        since = position.cursor_at or position.last_life
+        self._cursor_at = self._tail.at = None if since is None else (since, None)
         self.last_life = position.last_life
         self._gaps.extend(position.gaps)
         self.gap_count = len(position.gaps)
         self._line = _Line()
         self._restored = True
-        for event_id in position.recent:
-            self._remember(event_id)
-        # What lies behind the cursor is older than the admission list; what lies past it is owed by a replay.
-        self._cursor_seq = self._tail.seq = self._seq + 1
+        # Each id once, though a position may name it several times: it was delivered again after it was forgotten.
+        settled = dict.fromkeys(position.settled)
+        for event_id in dict.fromkeys(position.recent):
+            if event_id not in settled:
+                self._remember(event_id)
+        # The recent ids are behind the cursor. The settled ones are past it, and a replay owes them.
+        self._seq += 1  # a number of its own: the next event is not the item that set this cursor
+        self._cursor_seq = self._tail.seq = self._seq
         self._cursor_admitted = self._admitted
         if not position.promised:
             self._unpromised_seq = self._cursor_seq
-        for event_id in position.settled:
+        for event_id in settled:
             self._admitted += 1
             entry = self._remember(event_id)
             if self._cursor is not None:
-                entry.ahead = True
-                self._ahead[event_id] = entry
+                self._put_ahead(entry)
 
     def _remember(self, event_id: str) -> Entry:
         assert self._line is not None
         self._seq += 1
-        entry = Entry(self._seq, event_id, None, None, False, _RESTORED, self._line, settled=True, passed=True)
+        entry = _new_entry(seq=self._seq, id=event_id, generation=_RESTORED, line=self._line)
+        entry.settled = entry.passed = True
         self._ids[event_id] = entry
         self._order.append(entry)
         self._recent.append(event_id)
         return entry
 
     def note_start(self, at: Moment) -> None:
-        """Record when a program that has no position started: if it crashes before any event, gaps begin then."""
+        """Record when a program without a position started: the first gap begins then if it crashes before any event."""
         self._cursor_at = self._tail.at = at
 
     # ---- connections -------------------------------------------------------------------------------------------
 
     @property
     def resume_cursor(self) -> str | None:
-        """Where the next connection subscribes from."""
+        """The cursor from which the next connection subscribes."""
         return self._cursor
 
     def mark(self, now: Moment | None = None) -> Mark:
-        """Return what is known before an attempt begins, and was some time earlier; give it to `open`.
+        """Return what is known now, before an attempt begins, and was known some time earlier. `open` takes it.
 
         Args:
-            now: the time; None if nothing is known to be older than the attempt.
+            now: the time. None if nothing is known to be older than the attempt.
         """
         then = self._known()
         if now is None:
             return Mark(then, _Known(0, cursor_key(self._cursor)))
         if self._restored:
-            # When an earlier run received what it has settled is not known, so that it counts from here on.
+            # It is not known when an earlier run received what it has settled, so the time counts from now on.
             self._restored = False
             self._snapshots.append((now[1], _Known(0, cursor_key(self._cursor))))
         while self._snapshots and self._snapshots[0][0] <= now[1] - RELY_FACTOR * self._stable_after:
@@ -431,8 +495,7 @@ class Ledger:
 
         Args:
             generation: its number, larger than every earlier one's.
-            now: the time; None if it does not matter since when events may be
-                missing.
+            now: the time. None if the start of a first gap does not matter.
             mark: what was known when its attempt began; None for now.
             promised: False if the server announced that it does not resume.
                 The cursor is sent anyway: it does no harm. The announcement
@@ -459,7 +522,7 @@ class Ledger:
         )
         self._sources[generation] = source
         if self._line is None and self._cursor is None:
-            # Nothing came before, and there is no replay that could be incomplete.
+            # Nothing came before, so there is no replay that could be incomplete.
             self._line = source.line
             self._leader = source
             source.decided = source.trusted = True
@@ -470,7 +533,7 @@ class Ledger:
         return cursor
 
     def withdraw_promise(self) -> None:
-        """Record that the server announced that it does not resume: see `open`."""
+        """Record that the server announced that it does not resume. See `open`."""
         if self._cursor is not None:
             self._unpromised = True
 
@@ -481,22 +544,22 @@ class Ledger:
         source.last_sign = source.heard = source.clock(now)
 
     def waited(self, generation: int, seconds: float) -> None:
-        """Record that a connection was not read for so long: that time shows nothing about its replay."""
+        """Record that a connection was not read for *seconds*: that time shows nothing about its replay."""
         self._sources[generation].waited += seconds
 
     def is_open(self, generation: int) -> bool:
-        """Tell whether a connection is registered, and has not ended."""
+        """Return whether a connection is registered and has not ended."""
         return generation in self._sources
 
     def trusts(self, generation: int) -> bool:
-        """Tell whether a connection's replay is known to be over; also for one that has ended."""
+        """Return whether a connection's replay is known to be over, or the connection has ended."""
         source = self._sources.get(generation)
         return source is None or source.trusted
 
     def tick(self, generation: int, now: Moment, heard: Moment | None = None) -> list[Gap]:
-        """Take into account that time has passed on a connection, and return the possible gaps that this brings to light.
+        """Take the time into account that has passed on a connection; return the possible gaps that this shows.
 
-        To be called every few seconds until the connection is trusted, when
+        To be called every few seconds until the connection is trusted, after
         everything that has arrived was read.
 
         Args:
@@ -515,7 +578,7 @@ class Ledger:
             return []
         gaps: list[Gap] = []
         patience = TRUST_FACTOR * self._stable_after
-        # What it owes may still come in a replay that goes on without showing itself.
+        # What it owes may still come, in a replay that shows no sign.
         quiet = source.clock(now) - source.last_sign
         if not source.decided and quiet >= (patience if self._owes(source) else self._stable_after):
             gaps = self._decide(source, now)
@@ -526,12 +589,12 @@ class Ledger:
         return gaps
 
     def ended(self, generation: int, now: Moment, *, unread: bool = False) -> list[Gap]:
-        """Record that a connection is no longer read; return the possible gaps that this brings to light.
+        """Record that a connection is no longer read; return the possible gaps that this shows.
 
         Args:
-            generation: which one.
-            now: when.
-            unread: events that it had received may not have been read.
+            generation: the connection.
+            now: the time.
+            unread: True if events that the connection had received may not have been read.
         """
         source = self._sources.pop(generation, None)
         if source is None or source is not self._leader:
@@ -543,9 +606,9 @@ class Ledger:
         return [] if leader is None else self._look(leader, now)
 
     def drop_cursor(self, generation: int, now: Moment) -> list[Gap]:
-        """Give the resume cursor up: the server refuses it. *generation*, opened without it, takes the lead.
+        """Drop the resume cursor, because the server refuses it; return the possible gap.
 
-        Returns the possible gap that this makes.
+        Connection *generation*, which subscribed without the cursor, leads from now on.
         """
         source = self._sources[generation]
         gap = self._gap(source, GapReason.CURSOR_DROPPED, now)
@@ -565,20 +628,20 @@ class Ledger:
         return None if self._line is None else self._line.root()
 
     def _elect(self) -> _Source | None:
-        """Give the lead to the oldest connection; return it."""
+        """Make the oldest connection the leader; return it."""
         leader = next((source for source in self._sources.values() if not source.held), None)
         self._leader = leader
         if leader is None:
             return None
         if leader.trusted:
-            self._trust(leader)  # once more: for what it delivered while another one led
+            self._trust(leader)  # again: for what it delivered while another one led
         elif leader.replayed is not None:
             one, leader.replayed = leader.replayed, None
             self._replayed(leader, one)
         return leader
 
     def _owes(self, source: _Source) -> bool:
-        """Tell whether others have delivered events past its cursor, and it has repeated none of them."""
+        """Return whether others delivered events past its cursor, and it has repeated none of them."""
         return (
             source.asked
             and not source.replays
@@ -615,21 +678,21 @@ class Ledger:
         elapsed = timedelta(seconds=max(now[1] - first[1], 0.0))
         # Where the clock was set meanwhile, the span is the longer one.
         until = max(first[0], now[0] - elapsed)
-        stood = self._cursor_at
-        since = None if stood is None else _earliest(stood, now)
+        cursor_at = self._cursor_at
+        since = None if cursor_at is None else _earliest(cursor_at, now)
         if since is not None and since > until:
-            # Of an earlier run, whose clock was ahead of this one's by an unknown time.
+            # The time is of an earlier run, whose clock was ahead of this one's by an unknown time.
             since = None
         gap = Gap(since=since, until=until, reason=reason, cursor=self._cursor)
         self._gaps.append(gap)
         self.gap_count += 1
-        self._cursor_at = first  # up to there the gap says it
+        self._cursor_at = first  # the gap reports the time before
         return gap
 
     # ---- the resume cursor, without events ---------------------------------------------------------------------
 
     def _mature(self, source: _Source, clock: float) -> None:
-        """Rely on what the leader delivered long enough ago, or so many events ago: no step back is expected."""
+        """Rely on deliveries of the leader after which enough time, or enough events, came without a step back."""
         if source.opaque or not source.resumes:
             return
         count = 0
@@ -648,10 +711,10 @@ class Ledger:
             self._step(newest.cursor)
 
     def _trust(self, source: _Source) -> None:
-        """Follow the leader from now on: its replay is over, and what it delivered is behind the resume cursor."""
+        """Follow the leader from now on, because its replay is over: the resume cursor covers what it delivered."""
         source.trusted = True
         last = next((one for one in reversed(source.trail) if one.cursor is not None), None)
-        # Not when an older leader has covered it since: the resume cursor never goes back.
+        # Not if an older leader has covered it since: the resume cursor never goes back.
         moves = last is not None and (
             last.entry.ahead if source.opaque or not source.resumes else self._is_beyond(last.key)
         )
@@ -662,12 +725,12 @@ class Ledger:
             self._cursor_at = last.at
             self._step(last.cursor)
         elif source.last is not None and self._cursor is not None:
-            # The time counts from now on, too: everything up to here was delivered.
+            # Step to the same cursor, for the time: everything up to now was delivered.
             self._cursor_at = source.last
             promised = self._cursor_seq > self._unpromised_seq
             self._step(self._cursor)
             if not promised:
-                self._unpromised_seq = self._cursor_seq  # it has not moved
+                self._unpromised_seq = self._cursor_seq  # the cursor is the same
 
     def _is_beyond(self, key: CursorKey | None) -> bool:
         mine = cursor_key(self._cursor)
@@ -679,34 +742,31 @@ class Ledger:
                 self._cover(one.entry, covered)
 
     def _cover(self, entry: Entry, covered: int = 0) -> None:
-        """Put an entry that was ahead behind the resume cursor, as it stands after entry *covered* or else the next."""
-        assert entry.id is not None
+        """Record that the resume cursor covers an entry that was ahead, from item *covered* on, or from the next item."""
         self._ahead.pop(entry.id, None)
         entry.ahead = False
         entry.covered = covered or self._seq + 1
-        if entry.passed and entry.id in self._ids and self._tail.cursor is not None:
+        if entry.passed and entry.id in self._ids:
             self._tail.pin_until(entry.id, entry.covered)
 
     def _step(self, cursor: str | None) -> None:
-        """Move the resume cursor without an event: an entry of its own."""
+        """Move the resume cursor without an event: an item of its own."""
         self._seq += 1
         self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
-        if self._pending and self._pending[-1].id is None and self._pending[-1].closes is None:
-            # Steps without an event between them are one: a long overlap must not grow the list.
+        if self._pending and isinstance(self._pending[-1], _CursorStep):
+            # Replace a step that no event follows: a long overlap must not grow the list.
             self._pending.pop()
-        line = self._line
-        assert line is not None
-        self._pending.append(Entry(self._seq, None, cursor, self._cursor_at, True, 0, line, settled=True))
+        self._pending.append(_CursorStep(seq=self._seq, cursor=cursor, at=self._cursor_at))
         self._advance()
 
     # ---- events ------------------------------------------------------------------------------------------------
 
     def knows(self, event_id: str) -> bool:
-        """Tell whether this id was admitted: to deliver it again would be a repetition."""
+        """Return whether this id was admitted and is remembered: another delivery of it is a repetition."""
         return event_id in self._ids
 
     def delivered(self, event_id: str) -> bool:
-        """Tell whether a connection delivered this id, in this run or an earlier one: the log alone does not count."""
+        """Return whether a connection delivered this id, in this run or an earlier one. The log does not count."""
         entry = self._ids.get(event_id)
         return entry is not None and entry.generation != _FROM_LOG
 
@@ -718,20 +778,20 @@ class Ledger:
     def repeat(
         self, generation: int, event_id: str, cursor: str | None, now: Moment, arrived: Moment | None = None
     ) -> None:
-        """Record that a connection delivered an id that is known. Nothing is handed out. Arguments as for `admit`."""
+        """Record that a connection delivered an id that is known. Arguments as for `admit`."""
         self.repeated += 1
         arrived = arrived or now
         source, entry = self._sources[generation], self._ids[event_id]
         self._hear(source, now)
-        # What was taken from the log says nothing about what any connection owes.
+        # An event from the log shows nothing about what a connection owes.
         if entry.generation != _FROM_LOG and entry.seq >= source.baseline and entry.line is not source.line:
             self._join(source, entry.line)
         if cursor is not None:
             source.last = arrived
         if source is self._leader and source.trusted:
             if entry.ahead:
-                # In order up to here by the leader's own word. Otherwise nothing changes:
-                # a replay of old events must not take the cursor back.
+                # The leader delivers in order, so everything up to this event came. If the event is not ahead,
+                # nothing changes: a replay of old events must not take the cursor back.
                 self._cover(entry)
                 if cursor is not None:
                     self._cursor_at = arrived
@@ -750,18 +810,18 @@ class Ledger:
     def admit(
         self, generation: int, event_id: str, cursor: str | None, now: Moment, arrived: Moment | None = None
     ) -> tuple[Entry, list[Gap]]:
-        """Record a new event. The caller enqueues it before anything else can happen.
+        """Record a new event. The caller must put it into the buffer before the next checkpoint.
 
         Args:
             generation: the connection that delivered it.
-            event_id: what identifies it.
-            cursor: where it stands in the stream.
+            event_id: its id, which `knows` does not know.
+            cursor: its cursor, if it has one.
             now: when it is admitted.
             arrived: a time before which it cannot have come, if that is
-                earlier: it may have waited to be read. Spans of gaps begin there.
+                earlier, because it may have waited to be read. The spans of
+                gaps begin then.
 
-        Returns the entry to settle, and the possible gaps that the event
-        brings to light.
+        Returns the entry to settle, and the possible gaps that the event shows.
         """
         source = self._sources[generation]
         arrived = arrived or now
@@ -769,16 +829,16 @@ class Ledger:
         gaps: list[Gap] = []
         leads = source is self._leader
         if leads and source.doubted:
-            # It owes events that another connection delivered past the cursor, and brings others.
+            # It owes events that another connection delivered past the cursor, and brings different ones.
             source.doubted = False
             gaps.append(self._gap(source, GapReason.NOT_REPLAYED, now))
             self._line = source.line
         elif leads and not source.decided and self._cursor is None:
-            # No cursor, so no replay that could be incomplete, and nothing that waiting for a proof could save.
+            # Without a cursor there is no replay that could be incomplete, so waiting would prove nothing.
             gaps.extend(self._decide(source, now))
             self._trust(source)
         elif not (leads and source.trusted) and len(self._ahead) >= self._window // 2:
-            # Bounded: what waits for a proof may not outgrow the window of ids.
+            # Maximum events ahead: half of the window, or their ids would be forgotten.
             gaps.append(self._gap(source, GapReason.UNPROVED, now))
             self._lead_by_force(source)
             leads = True
@@ -791,33 +851,30 @@ class Ledger:
                     older.by_newer += 1
         if cursor is not None:
             source.last = arrived
+        entry = _new_entry(seq=self._seq, id=event_id, generation=generation, line=source.line)
         if leads and source.trusted:
-            moved = cursor is not None or self._cursor is None
-            if moved:
-                self._cursor_at = arrived
+            if cursor is not None or self._cursor is None:
+                entry.moved, entry.cursor = True, cursor
+                entry.at = self._cursor_at = arrived
                 self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
-            entry = Entry(self._seq, event_id, cursor, self._cursor_at, moved, generation, source.line)
             self._record(entry)
             return entry, gaps
         key = cursor_key(cursor)
-        entry = Entry(self._seq, event_id, None, None, False, generation, source.line, ahead=True)
         one = _Delivered(arrived, source.clock(now), entry, cursor, key)
         replayed = self._is_replayed(source, None, event_id, one)
         if replayed and leads and self._is_beyond(key):
-            # A part of the replay: everything before it in the stream was replayed before it.
+            # A part of the replay, which has brought everything before it in the stream.
             self._cover_all(source.take_trail(_behind(source.trail, key)), entry.seq)
-            entry.ahead, entry.moved = False, True
-            entry.cursor, entry.at = cursor, self._cursor_at
+            entry.moved, entry.cursor, entry.at = True, cursor, self._cursor_at
             self._cursor, self._cursor_seq, self._cursor_admitted = cursor, self._seq, self._admitted
             self._record(entry)
             return entry, gaps
         if leads and not source.opaque and key is not None and not self._is_beyond(key):
-            # Of the neighbours of the resume cursor, which share it, or older: a resumption brings it again.
-            entry.ahead = False
+            # It shares the resume cursor with another event, or is older.
             self._record(entry)
             return entry, gaps
         self._record(entry)
-        self._ahead[event_id] = entry
+        self._put_ahead(entry)
         if replayed:
             source.replayed = one
         else:
@@ -837,15 +894,18 @@ class Ledger:
                 snapshots.popleft()
 
     def _record(self, entry: Entry) -> None:
-        assert entry.id is not None
         self._ids[entry.id] = entry
         self._order.append(entry)
         self._pending.append(entry)
         if len(self._ids) > self._window:
             self._forget()
 
+    def _put_ahead(self, entry: Entry) -> None:
+        entry.ahead = True
+        self._ahead[entry.id] = entry
+
     def _is_replayed(self, source: _Source, entry: Entry | None, event_id: str, one: _Delivered) -> bool:
-        """Tell whether a delivery is a part of the replay for certain, and take in what it shows of the replay."""
+        """Return whether a delivery is a part of the replay for certain; record the sign if it shows one."""
         key = one.key
         if key is not None and (self._top is None or key > self._top):
             self._top = key
@@ -854,7 +914,7 @@ class Ledger:
         if one.cursor is not None and key is None:
             source.opaque = True
         mark = source.mark
-        # What was taken from the log says nothing about what any connection owes.
+        # An event from the log shows nothing about what a connection owes.
         seq = mark.then.seq + 1 if entry is None or entry.generation == _FROM_LOG else entry.seq
         if source.opaque or key is None:
             if seq <= mark.then.seq:
@@ -868,15 +928,15 @@ class Ledger:
             source.top = key
         if event_id in source.trail_ids:
             return False
-        # Only where a replay is promised: the live events of a careless server may be out of order.
+        # Only if a replay is promised: otherwise these may be live events out of order.
         steps_back = source.asked and top is not None and key < top
-        # A new event at the newest cursor itself may be live: neighbours may share a cursor.
+        # A new event at the newest cursor itself may be live, because several events may share a cursor.
         if steps_back or seq <= mark.then.seq or (mark.then.key is not None and key < mark.then.key):
             source.sign(one, seq)
         if not (steps_back or seq <= mark.before.seq or (mark.before.key is not None and key < mark.before.key)):
             return False
         if source.replayed_key is not None and key <= source.replayed_key:
-            return False  # sent again: no sign that the replay goes on
+            return False  # repeated: no sign that the replay goes on
         source.replayed_key = key
         source.last_sign = one.clock
         if source.cursor_key is not None and key > source.cursor_key and self._line is not None:
@@ -884,7 +944,7 @@ class Ledger:
         return True
 
     def _replayed(self, source: _Source, one: _Delivered) -> None:
-        """Move the resume cursor to a part of a replay, if its connection leads."""
+        """Move the resume cursor to a part of a replay if its connection leads; else remember that part."""
         if source is not self._leader:
             source.replayed = one
         elif source.opaque or one.key is None:
@@ -909,39 +969,36 @@ class Ledger:
         while trail and not trail[0].entry.ahead:
             source.take_trail(1)  # an older leader has covered it since
         trail.append(one)
-        assert one.entry.id is not None
         source.trail_ids.add(one.entry.id)
 
     def admit_apart(self, event_id: str) -> Entry:
-        """Record a new event that was held and whose connection has ended. It moves no cursor and proves nothing."""
+        """Record a new event that was held and whose connection has ended. The resume cursor does not move."""
         self._seq += 1
         self._admitted += 1
-        entry = Entry(self._seq, event_id, None, None, False, _RESTORED, _Line(), ahead=self._cursor is not None)
+        entry = _new_entry(seq=self._seq, id=event_id, generation=_RESTORED, line=_Line())
         self._record(entry)
-        if entry.ahead:
-            self._ahead[event_id] = entry
+        if self._cursor is not None:
+            self._put_ahead(entry)
         return entry
 
     def admit_from_log(self, event_id: str) -> Entry:
-        """Record a new event that no connection brought. It moves no cursor and proves nothing."""
+        """Record a new event from the notification log. The resume cursor does not move."""
         self._seq += 1
-        entry = Entry(self._seq, event_id, None, None, False, _FROM_LOG, _Line())
+        entry = _new_entry(seq=self._seq, id=event_id, generation=_FROM_LOG, line=_Line())
         self._record(entry)
         return entry
 
     def close_gap(self, gap: Gap) -> None:
-        """Take a gap out of the position as soon as everything that was admitted so far is settled."""
+        """Remove a gap as soon as everything that was admitted so far is settled."""
         self._seq += 1
-        line = _Line()
-        self._pending.append(Entry(self._seq, None, None, None, False, _FROM_LOG, line, settled=True, closes=gap))
+        self._pending.append(_GapClosing(seq=self._seq, gap=gap))
         self._advance()
 
     def _forget(self) -> None:
-        """Forget the oldest ids beyond the window; never one that is unsettled."""
+        """Forget the oldest ids beyond the window, up to the first that is not settled."""
         ids, order = self._ids, self._order
         while len(ids) > self._window and order[0].settled:
             event_id = order.popleft().id
-            assert event_id is not None
             del ids[event_id]
             self._tail.pins.pop(event_id, None)
             self._tail.late_pins.pop(event_id, None)
@@ -950,35 +1007,39 @@ class Ledger:
     # ---- settling ----------------------------------------------------------------------------------------------
 
     def settle(self, entry: Entry) -> None:
-        """Record that an event is done with. Settling it again changes nothing."""
+        """Record that the program has handled an event. Settling it again changes nothing."""
         if entry.settled:
             return
         entry.settled = True
-        assert entry.id is not None
         self._recent.append(entry.id)
         self.settled_count += 1
         if self._pending[0].settled:
             self._advance()
 
     def _advance(self) -> None:
-        pending, take = self._pending, self._tail.take
+        """Move the position past everything that is settled at the beginning of the admission list."""
+        pending, tail = self._pending, self._tail
         while pending and pending[0].settled:
-            entry = pending.popleft()
-            entry.passed = True
-            take(entry)
-            entry.cursor = entry.at = None
-            if entry.closes is not None and entry.closes in self._gaps:
-                self._gaps.remove(entry.closes)
+            item = pending.popleft()
+            if isinstance(item, Entry):
+                tail.take(item)
+                item.passed = True
+                item.cursor = item.at = None
+            elif isinstance(item, _CursorStep):
+                tail.take(item)
+            elif item.gap in self._gaps:
+                self._gaps.remove(item.gap)
 
     @property
     def unsettled(self) -> int:
-        """How many entries the span from the oldest unsettled event to the newest one holds."""
+        """How many items the admission list holds, from the oldest unsettled event to the newest item."""
         return len(self._pending)
 
     @property
     def oldest_unsettled(self) -> str | None:
-        """The id of the oldest event that was not settled."""
-        return self._pending[0].id if self._pending else None
+        """The id of the oldest event that is not settled."""
+        oldest = self._pending[0] if self._pending else None
+        return oldest.id if isinstance(oldest, Entry) else None
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
@@ -986,36 +1047,41 @@ class Ledger:
         return tuple(self._gaps)
 
     def settled_position(self, now: Moment | None = None) -> Position:
-        """Return where another run may resume without losing anything that was not settled."""
-        return self._position(self._tail, self._pending, None, now)
+        """Return the position: another run that resumes there loses no event that is not settled."""
+        return self._position(self._tail, self._pending, self._gaps, None, now)
 
     def position_after(self, event_id: str, now: Moment | None = None) -> Position:
-        """Return what `settled_position` will be when this event is settled, too.
+        """Return what `settled_position` will return once this event is settled, too.
 
         Raises:
-            ValueError: it is not in hand, or something before it is not settled.
+            ValueError: the event is not in hand, or an event before it is not settled.
         """
         entry = self._ids.get(event_id)
         if entry is None or entry.passed:
             raise ValueError(f"event {presentable(event_id, 80)} is not in hand")
         if self._pending[0] is not entry:
-            older, newer = presentable(str(self._pending[0].id), 80), presentable(event_id, 80)
+            older, newer = presentable(str(self.oldest_unsettled), 80), presentable(event_id, 80)
             raise ValueError(f"event {older} came before {newer} and is not settled")
-        tail = self._tail.copy()
-        rest = deque(self._pending)
-        while rest and (rest[0] is entry or rest[0].settled):
-            tail.take(rest.popleft())
-        return self._position(tail, rest, entry, now)
+        tail, pending, gaps = self._tail.copy(), deque(self._pending), list(self._gaps)
+        while pending and (pending[0] is entry or pending[0].settled):
+            item = pending.popleft()
+            if not isinstance(item, _GapClosing):
+                tail.take(item)
+            elif item.gap in gaps:
+                gaps.remove(item.gap)
+        return self._position(tail, pending, gaps, entry, now)
 
-    def _position(self, tail: _Tail, pending: Iterable[Entry], also: Entry | None, now: Moment | None) -> Position:
+    def _position(
+        self, tail: _Tail, pending: Iterable[_Item], gaps: Collection[Gap], also: Entry | None, now: Moment | None
+    ) -> Position:
         settled: list[str] = []
-        # Without a cursor nothing can be replayed; but a repair of an open gap, or of the one that follows, finds events.
-        newest = [*self._recent, also.id] if also is not None and also.id is not None else list(self._recent)
-        recent = newest if self._gaps else newest[-RECENT_IDS_WITHOUT_CURSOR:]
+        # Without a cursor nothing can be replayed. But the repair of a gap, open or to come, finds events again.
+        newest = list(self._recent) if also is None else [*self._recent, also.id]
+        recent = newest if gaps else newest[-RECENT_IDS_WITHOUT_CURSOR:]
         if tail.cursor is not None:
             pinned = {*tail.pins, *tail.late_pins}
             ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
-            beyond = [entry for entry in pending if entry.settled and entry.id is not None and not entry.ahead]
+            beyond = [item for item in pending if isinstance(item, Entry) and item.settled and not item.ahead]
             others = [entry for entry in (*ahead, *beyond) if entry.id not in pinned]
             settled = [*tail.pins, *tail.late_pins, *_ids_in_order(others)]
             known = set(settled)
@@ -1028,12 +1094,122 @@ class Ledger:
             cursor_at=None if tail.at is None else _earliest(tail.at, now),
             last_life=self.last_life,
             promised=tail.cursor is None or not (self._unpromised or tail.seq <= self._unpromised_seq),
-            gaps=tuple(self._gaps),
+            gaps=tuple(gaps),
         )
+
+    # ---- invariants --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check every invariant of the ledger. For tests: it walks over everything that is remembered.
+
+        Raises:
+            AssertionError: an invariant does not hold. The message says which one.
+        """
+        self._check_ids()
+        self._check_admission_list()
+        self._check_position()
+        self._check_pins()
+        self._check_sources()
+        self._check_counts()
+
+    def _check_ids(self) -> None:
+        order = list(self._order)
+        assert list(self._ids.items()) == [(entry.id, entry) for entry in order], "the ids differ from their order"
+        numbers = [entry.seq for entry in order]
+        assert _increase([*numbers, self._seq + 1]), f"the numbers of the remembered events do not increase: {numbers}"
+        for entry in order:
+            assert entry.settled or not entry.passed, f"the position has passed {entry.id}, which is not settled"
+            assert not (entry.ahead and entry.moved), f"{entry.id} is ahead of the resume cursor, and moved it"
+            assert not (entry.ahead and entry.covered), f"{entry.id} is ahead of the resume cursor, and covered by it"
+            assert not entry.covered or entry.covered > entry.seq, f"{entry.id} is covered by an older item"
+        ahead = {entry.id: entry for entry in order if entry.ahead}
+        assert self._ahead == ahead, f"ahead are {list(ahead)}, listed are {list(self._ahead)}"
+        if len(self._recent) < RECENT_IDS:
+            lost = {entry.id for entry in order if entry.settled}.difference(self._recent)
+            assert not lost, f"settled ids are missing among the recent ones: {lost}"
+
+    def _check_admission_list(self) -> None:
+        pending = list(self._pending)
+        if pending:
+            oldest = pending[0]
+            assert isinstance(oldest, Entry), "the admission list does not begin with an event"
+            assert not oldest.settled, f"the admission list begins with {oldest.id}, which is settled"
+        numbers = [item.seq for item in pending]
+        assert _increase([*numbers, self._seq + 1]), f"the numbers in the admission list do not increase: {numbers}"
+        listed = [item for item in pending if isinstance(item, Entry)]
+        assert listed == [entry for entry in self._order if not entry.passed], (
+            "the admission list does not hold exactly the events that the position has not passed"
+        )
+        for one, following in itertools.pairwise(pending):
+            steps = isinstance(one, _CursorStep) and isinstance(following, _CursorStep)
+            assert not steps, f"the steps {one.seq} and {following.seq} have no event between them"
+
+    def _check_position(self) -> None:
+        tail = self._tail
+        assert tail.seq <= self._seq, "the position is that of an item that does not exist"
+        assert not self._pending or tail.seq < self._pending[0].seq, (
+            f"the position is ahead of the unsettled event {self.oldest_unsettled}"
+        )
+        moves = [item for item in self._pending if not isinstance(item, _GapClosing) and item.moved]
+        last: Entry | _CursorStep | _Tail = moves[-1] if moves else tail
+        assert (last.cursor, last.seq) == (self._cursor, self._cursor_seq), (
+            f"the resume cursor is {self._cursor} of item {self._cursor_seq}, "
+            f"the newest that the position can come to is {last.cursor} of item {last.seq}"
+        )
+
+    def _check_pins(self) -> None:
+        tail = self._tail
+        passed = [entry for entry in self._order if entry.passed and not entry.ahead]
+        pins = {entry.id for entry in passed if not entry.covered and entry.seq > tail.seq}
+        if tail.cursor is None:
+            pins.clear()
+        assert set(tail.pins) == pins, f"pinned are {list(tail.pins)} instead of {pins}"
+        late = {entry.id: entry.covered for entry in passed if entry.covered > tail.seq}
+        assert tail.late_pins == late, f"pinned until an item are {tail.late_pins} instead of {late}"
+        assert not late or tail.next_cover <= min(late.values()), "a late pin is covered before it is looked for"
+
+    def _check_sources(self) -> None:
+        generations = [source.generation for source in self._sources.values()]
+        assert generations == list(self._sources), "a connection is registered under another one's generation"
+        assert _increase([0, *generations]), f"the connections are not registered oldest first: {generations}"
+        assert self._line is not None or not self._sources, "connections are open, and no line has begun"
+        leader = self._leader
+        if leader is None:
+            assert all(source.held for source in self._sources.values()), "no connection leads, though one may"
+        else:
+            assert self._sources.get(leader.generation) is leader, "the leader is not registered"
+            assert not leader.held, "a held connection leads"
+            assert not (leader.trusted and leader.trail), "a leader that is trusted has deliveries in its trail"
+        for number, source in self._sources.items():
+            assert source.decided or not source.trusted, f"connection {number} is trusted before it is decided"
+            assert source.decided or not source.doubted, f"connection {number} is doubted before it is decided"
+            assert source.mark.then.seq <= self._seq, f"connection {number} began in the future"
+            assert source.trail_ids <= {one.entry.id for one in source.trail}, f"trail and ids of {number} differ"
+
+    def _check_counts(self) -> None:
+        assert self._admitted <= self._seq, f"{self._admitted} events admitted, {self._seq} numbers given"
+        assert self._cursor_admitted <= self._admitted, "more events were admitted at the resume cursor than in all"
+        assert self._unpromised_seq <= self._cursor_seq, "a promise is withdrawn for a cursor that does not exist"
+        settled = sum(entry.settled and entry.generation != _RESTORED for entry in self._order)
+        assert self.settled_count >= settled, f"{settled} events of this run are settled, {self.settled_count} counted"
+        assert self.gap_count >= len(self._gaps), f"{len(self._gaps)} gaps are open, {self.gap_count} counted"
+        assert len(self._gaps) <= MAX_GAPS, f"{len(self._gaps)} gaps, maximum {MAX_GAPS}"
+        assert len(self._recent) <= RECENT_IDS, f"{len(self._recent)} recent ids, maximum {RECENT_IDS}"
+        ahead = sum(entry.generation != _RESTORED for entry in self._ahead.values())
+        assert ahead <= self._window // 2, f"{ahead} events are ahead, maximum {self._window // 2}"
+        times = [time for time, _ in self._snapshots]
+        assert _increase(times), f"the times of the snapshots do not increase: {times}"
+        maximum = RELY_FACTOR * self._stable_after / SNAPSHOT_INTERVAL + 2
+        assert len(times) <= maximum, f"{len(times)} snapshots, maximum {maximum:.0f}"
+        assert all(known.seq <= self._seq for _, known in self._snapshots), "a snapshot is of the future"
+
+
+def _increase(numbers: Sequence[float]) -> bool:
+    return all(one < following for one, following in itertools.pairwise(numbers))
 
 
 def _behind(trail: Iterable[_Delivered], key: CursorKey | None) -> int:
-    """Count the deliveries at the beginning of a trail that stand before *key* in the stream."""
+    """Count the deliveries at the beginning of a trail that are not after *key* in the stream."""
     count = 0
     for number, one in enumerate(trail, 1):
         if one.key is not None and (key is None or one.key > key):
@@ -1043,13 +1219,13 @@ def _behind(trail: Iterable[_Delivered], key: CursorKey | None) -> int:
     return count
 
 
-def _earliest(stood: _Stood, now: Moment | None) -> datetime:
-    """Return the earlier of what the wall clock said then, and what it would have said by its time now."""
-    wall, clock = stood
+def _earliest(reading: _Reading, now: Moment | None) -> datetime:
+    """Return the earlier of what the wall clock showed then, and what it would have shown if set as it is now."""
+    wall, clock = reading
     if now is None or clock is None:
         return wall
     return min(wall, now[0] - timedelta(seconds=max(now[1] - clock, 0.0)))
 
 
 def _ids_in_order(entries: Iterable[Entry]) -> list[str]:
-    return [entry.id for entry in sorted(entries, key=lambda entry: entry.seq) if entry.id is not None]
+    return [entry.id for entry in sorted(entries, key=lambda entry: entry.seq)]

@@ -41,7 +41,7 @@ from ..notices import (
     Retrying,
 )
 from ._connection import Connection, ConnectionContext, EndReason
-from ._cursor_check import HOLD_TIME, CursorCheck, Hold
+from ._cursor_check import HOLD_TIME, REFUSAL_TIME, CursorCheck, Hold
 from ._phase import Phase
 
 MAX_SOCKETS = 3
@@ -49,13 +49,13 @@ MAX_SOCKETS = 3
 
 
 def is_refusal(connection: Connection) -> bool:
-    """Tell whether this is what a refused cursor would look like: a close, before any event and before it was stable."""
+    """Tell whether a connection ended as one with a refused cursor would: closed soon, before any event."""
     return (
         connection.cursor is not None
         and connection.end is not None
         and connection.end.reason is EndReason.CLOSED
         and not connection.events
-        and not connection.was(Phase.STABLE)
+        and connection.life <= REFUSAL_TIME
         and not connection.draining
     )
 
@@ -91,6 +91,10 @@ class Supervisor:
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._crash: Exception | None = None
+        self.started = trio.Event()
+        """Set when the first subscription is sent, or the client has ended before."""
+        self.start_fault: KadoaError | None = None
+        """Why the first connection could not be made."""
 
     def stop(self) -> None:
         """End all connections. Nothing is admitted from here on."""
@@ -106,13 +110,13 @@ class Supervisor:
         return True
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until stopped; report started when the first subscription is sent.
+    async def run(self) -> None:
+        """Run until stopped. Raises nothing: `started` is set when the first subscription is sent, or has failed.
 
-        Raises:
-            KadoaError: the first connection could not be made; only before it has started.
+        The main task must not wait for the start with `trio.Nursery.start`: a
+        KeyboardInterrupt that is raised there together with a failure is a
+        `trio.TrioInternalError`.
         """
-        started = False
         self._started_at = trio.current_time()
         fault: Exception | None = None
         try:
@@ -122,8 +126,7 @@ class Supervisor:
                     try:
                         self._nursery.start_soon(self._stop_when_abandoned)
                         newest = await self._establish()
-                        started = True
-                        task_status.started()
+                        self.started.set()
                         await self._succeed(newest)
                     except Exception as exc:
                         fault = exc
@@ -133,16 +136,19 @@ class Supervisor:
             fault = exc
         fault = self._crash or fault
         if fault is None:
+            self.started.set()
             return
         if not isinstance(fault, KadoaError):
             bug = fault
             fault = InternalError(f"the client failed by a bug of its own ({type(bug).__name__}); please report it")
             fault.__cause__ = bug
         self._context.reporter.publish(Failed, fault=f"{type(fault).__name__}: {fault}")
-        if not started:
+        if self.started.is_set():
+            self._context.admission.end(fault)
+        else:
             self._context.admission.end()
-            raise fault
-        self._context.admission.end(fault)
+            self.start_fault = fault
+            self.started.set()
 
     @trio.lowlevel.enable_ki_protection
     async def _stop_when_abandoned(self) -> None:
@@ -302,7 +308,7 @@ class Supervisor:
         end = connection.end
         assert end is not None
         if is_refusal(connection):
-            self._check.closed()
+            self._check.closed(connection.life)
         elif connection.cursor is not None and (connection.events or connection.was(Phase.STABLE)):
             self._check.acquit()
         # Anything else, a reset or a time-out, says nothing about the cursor.
@@ -357,12 +363,12 @@ class Supervisor:
         not_before = 0.0
         while not probe.ended:
             candidate = await self._establish(not_before)
-            await _wait_for_verdict(candidate)
+            await self._wait_for_verdict(candidate)
             if context.ledger.resume_cursor != cursor and not candidate.events:
                 # So much was delivered without it that the ledger has given the cursor up, with a possible gap.
                 self._end_check()
                 return candidate
-            if candidate.events or candidate.was(Phase.STABLE):
+            if candidate.events or (candidate.was(Phase.STABLE) and not candidate.ended):
                 context.reporter.publish(CursorAccepted, cursor=cursor)
                 check.acquit()
                 probe.retire("the cursor check is over", after=0.0)
@@ -386,6 +392,13 @@ class Supervisor:
         newest = self._newest
         assert newest is not None
         return newest
+
+    async def _wait_for_verdict(self, candidate: Connection) -> None:
+        """Wait until a connection with the cursor has delivered an event, has ended, or has lived for long enough."""
+        await candidate.wait_until(lambda: candidate.events > 0 or candidate.phase >= Phase.STABLE)
+        # Those before it were closed after they were stable: this one must outlive them.
+        with trio.move_on_after(max(self._check.patience - candidate.life, 0.0)):
+            await candidate.wait_until(lambda: candidate.events > 0 or candidate.ended)
 
     def _end_check(self) -> None:
         self._check.acquit()
@@ -427,11 +440,6 @@ class Supervisor:
             else:
                 await context.admission.wait_space(event)
         hold.released.set()
-
-
-async def _wait_for_verdict(candidate: Connection) -> None:
-    """Wait until a connection with the cursor has delivered an event, is stable, or has ended."""
-    await candidate.wait_until(lambda: candidate.events > 0 or candidate.phase >= Phase.STABLE)
 
 
 @trio.lowlevel.enable_ki_protection

@@ -48,7 +48,7 @@ async def _until_signal(command: Command) -> int:
 async def _watch(signals: AsyncIterator[int], scope: trio.CancelScope, caught: list[int]) -> None:
     async for number in signals:
         caught.append(number)
-        # Leaving takes up to some seconds, because the last position is saved. A second signal ends the process at once.
+        # Leaving takes up to some seconds: the last position is saved. A second signal ends the process immediately.
         signal.signal(number, signal.SIG_DFL)
         scope.cancel(reason=signal.Signals(number).name)
         return

@@ -131,7 +131,7 @@ FAULTS: Final[Mapping[FaultKind, Fault]] = {
 }
 """Every fault that a schedule can name."""
 
-HARMLESS: Final = tuple(sorted(kind for kind, fault in FAULTS.items() if not fault.loses_events))
+HARMLESS: Final[tuple[FaultKind, ...]] = tuple(sorted(kind for kind, fault in FAULTS.items() if not fault.loses_events))
 """The faults that random schedules are drawn from."""
 
 

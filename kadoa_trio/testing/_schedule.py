@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import attrs
@@ -61,7 +61,7 @@ class Schedule:
     def parse(cls, text: str) -> Schedule:
         """Read a schedule: ``"10 drain, 25 reset, 40 outage 5"`` - time, kind, and duration, in seconds.
 
-        ``str()`` of a schedule gives a text that `parse` reads.
+        ``str()`` of a schedule returns a text that `parse` reads.
 
         Raises:
             ValueError: the text is not a schedule; the error names the part.
@@ -92,7 +92,7 @@ class Schedule:
                 which no client can be complete.
         """
         rng = random.Random(seed)
-        chosen = HARMLESS if kinds is None else sorted(set(kinds))
+        chosen: Sequence[FaultKind] = HARMLESS if kinds is None else sorted(set(kinds))
         faults = []
         now = rng.expovariate(1 / every)
         while now < seconds:

@@ -497,9 +497,6 @@ class _MemoryNetwork(httpx.AsyncBaseTransport):
     def http_transport(self) -> object:
         return self
 
-    def saw_settled(self, event_id: str) -> None:
-        self._kadoa._note_settled(event_id)
-
     async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()
         if self._kadoa.faults.refuse_connections:

@@ -24,7 +24,6 @@ import kadoa_trio._engine._buffer as buffer
 import kadoa_trio._engine._ledger as ledger
 import kadoa_trio._engine._supervisor as supervisor
 import kadoa_trio._net._api as api
-from kadoa_trio import Timeouts
 
 from ._program import ALL, of_seed
 from ._world import PROMISES, execute
@@ -77,9 +76,14 @@ def _mutation(
     return register
 
 
-def _with_settings(**changed: Any) -> list[Patch]:
+def _with_timeouts(**changed: float) -> list[Patch]:
     real = client.settings_of
-    return [(client, "settings_of", lambda **options: attrs.evolve(real(**options), **changed))]
+
+    def settings_of(**options: Any) -> Any:
+        settings = real(**options)
+        return attrs.evolve(settings, timeouts=attrs.evolve(settings.timeouts, **changed))
+
+    return [(client, "settings_of", settings_of)]
 
 
 @_mutation(30, "once")
@@ -104,7 +108,7 @@ def possible_gaps_are_not_reported() -> list[Patch]:
 
 @_mutation(60, "not deaf", "silence")
 def silence_is_not_noticed() -> list[Patch]:
-    return _with_settings(timeouts=Timeouts(heartbeat=10_000.0))
+    return _with_timeouts(heartbeat=10_000.0)
 
 
 @_mutation(60, "bounded")
