@@ -353,6 +353,17 @@ async def test_stop_lets_the_buffer_be_finished(autojump_clock: Any, pair: Any) 
         assert not kadoa.connections
 
 
+async def test_stopping_from_another_thread_is_refused_and_changes_nothing(pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        with pytest.raises(RuntimeError):
+            await trio.to_thread.run_sync(realtime.stop)
+        assert realtime.state is not State.STOPPED
+        kadoa.publish()
+        await realtime.events.receive()
+        await trio.to_thread.run_sync(trio.from_thread.run_sync, realtime.stop)
+        assert realtime.state is State.STOPPED
+
+
 async def test_closing_the_last_handle_stops_the_client(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (_kadoa, realtime):
         other = realtime.events.clone()

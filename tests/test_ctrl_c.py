@@ -36,7 +36,7 @@ from trio._core import _ki  # what Trio's handler asks about a frame has no publ
 import kadoa_trio
 import kadoa_trio.testing
 import kadoa_trio.workspace
-from kadoa_trio import CursorSession, MemoryCursorStore, Position, open_forwarder, open_realtime
+from kadoa_trio import ConsumerOwnedError, CursorSession, MemoryCursorStore, Position, open_forwarder, open_realtime
 from kadoa_trio._contexts import async_context, sync_context
 from kadoa_trio._exits import clean_up
 from kadoa_trio.testing import PublishedEvent, open_simulated_kadoa
@@ -314,6 +314,25 @@ def test_ctrl_c_during_the_last_save_neither_skips_it_nor_leaves_an_owner(during
     position = store.position()
     assert position is not None
     assert position.cursor == sent[-1].cursor
+
+
+@pytest.mark.parametrize("restrict", [False, True])
+def test_ctrl_c_together_with_a_failure_of_the_start_is_no_internal_error(restrict: bool) -> None:
+    class Store:
+        async def open(self, team: str, consumer: str) -> CursorSession:
+            signal.raise_signal(signal.SIGINT)
+            raise ConsumerOwnedError("another client owns it")
+
+    async def main() -> None:
+        async with (
+            open_simulated_kadoa() as kadoa,
+            open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=Store()),
+        ):
+            raise AssertionError("it was opened")
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main, clock=clock, restrict_keyboard_interrupt_to_checkpoints=restrict)
 
 
 async def test_clean_up_raises_what_it_meets_and_ends_by_its_deadline(autojump_clock: Any) -> None:

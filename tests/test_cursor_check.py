@@ -19,13 +19,13 @@ def test_check_is_due_after_consecutive_closes() -> None:
     check = CursorCheck()
     for number in range(CLOSES_BEFORE_CHECK):
         assert not check.due, number
-        check.closed()
+        check.closed(0.0)
     assert check.due
     assert check.begin()
     assert not check.begin()  # resumed
     check.postpone()
     assert not check.due
-    check.closed()
+    check.closed(0.0)
     assert check.due
     check.acquit()
     assert not check.due

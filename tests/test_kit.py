@@ -30,6 +30,7 @@ from kadoa_trio import (
 from kadoa_trio import testing as kit
 from kadoa_trio._events import EVENT_TYPES, camel_case
 from kadoa_trio._net._wire import decode
+from kadoa_trio.notices import State
 from kadoa_trio.testing import (
     Draft,
     Schedule,
@@ -304,6 +305,21 @@ async def test_strategies_are_fast_enough_where_hypothesis_has_no_cache(tmp_path
     code, text = await run("test_cold.py", cwd=tmp_path, HYPOTHESIS_STORAGE_DIRECTORY=storage)
     assert code == 0, text
     assert "5 passed" in text
+
+
+async def test_client_that_outlives_the_server_in_memory_goes_on_trying(autojump_clock: Any) -> None:
+    states: list[State] = []
+
+    async def application(kadoa: SimulatedKadoa, *, task_status: Any) -> None:
+        async with open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime:
+            await realtime.wait_live()
+            task_status.started()
+            await trio.sleep(600)
+            states.append(realtime.state)
+
+    async with trio.open_nursery() as nursery, open_simulated_kadoa() as kadoa:
+        await nursery.start(application, kadoa)
+    assert states == [State.CONNECTING]
 
 
 # ---- a week --------------------------------------------------------------------------------------------------------

@@ -335,6 +335,43 @@ async def test_refused_cursor_is_dropped_after_several_candidates_and_minutes(
     assert realtime.position.cursor == kadoa.published[-1].cursor
 
 
+@scenario()
+async def test_cursor_that_is_refused_after_the_connection_was_stable_is_dropped(
+    kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer
+) -> None:
+    # A server that looks the cursor up late: heartbeats come, the connection is stable, and then it is closed.
+    start = trio.current_time()
+    kadoa.faults = Faults(refuse_cursors=True, refuse_cursors_after=12.0)
+    kadoa.newest.reset()
+    while not (dropped := notices(realtime, CursorDropped)):
+        kadoa.publish()
+        await trio.sleep(1)
+        assert trio.current_time() < start + 900
+    assert trio.current_time() >= start + 120
+    assert dropped[0].cursor == kadoa.published[0].cursor
+    event = kadoa.publish()
+    await trio.sleep(30)
+    assert consumer.ids[-1] == event.id
+    assert [gap.reason for gap in realtime.statistics().gaps] == [GapReason.CURSOR_DROPPED]
+
+
+@scenario()
+async def test_quiet_server_that_closes_every_connection_after_a_while_keeps_the_cursor(
+    kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer
+) -> None:
+    for _ in range(20):
+        connection = kadoa.newest
+        await trio.sleep(40)
+        if connection.open:
+            connection.close(1001, "idle")
+        await trio.sleep(5)
+    assert not notices(realtime, CursorDropped)
+    event = kadoa.publish()
+    await trio.sleep(30)
+    assert consumer.ids[-1] == event.id
+    assert realtime.statistics().gap_count == 0
+
+
 # ---- backoff, age, refusals ----------------------------------------------------------------------------------------
 
 

@@ -260,6 +260,9 @@ class SimulatedConnection:
             self.reset()
         elif faults.accept_then_close is not None:
             self.close(faults.accept_then_close, "simulated")
+        elif cursor is not None and faults.refuse_cursors and faults.refuse_cursors_after:
+            self.send_heartbeat()
+            kadoa._start(self._refuse_later, faults.refuse_cursors_after)
         elif cursor is not None and faults.refuse_cursors:
             self.close(1008, "unknown cursor")
         else:
@@ -275,6 +278,12 @@ class SimulatedConnection:
     async def _replay_later(self, seconds: float, replay: list[PublishedEvent]) -> None:
         await trio.sleep(seconds)
         self._replay(replay)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _refuse_later(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        if self.open:
+            self.close(1008, "unknown cursor")
 
     def _replay(self, replay: list[PublishedEvent]) -> None:
         if self.open:

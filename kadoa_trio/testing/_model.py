@@ -80,6 +80,8 @@ class Faults:
     """Reset each connection as soon as it has subscribed."""
     refuse_cursors: bool = False
     """Close each connection that subscribes with a cursor, with code 1008."""
+    refuse_cursors_after: float = 0.0
+    """Send a heartbeat and close such a connection this many seconds later, instead of immediately."""
     ignore_cursors: bool = False
     """Accept cursors and replay nothing."""
     replay_late: float | None = None

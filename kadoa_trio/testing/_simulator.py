@@ -39,6 +39,7 @@ class SimulatedKadoa:
 
     def __init__(self, nursery: trio.Nursery, heartbeat_interval: float) -> None:
         self._nursery = nursery
+        self._left = False
         self._tokens: dict[str, None] = {}
         self._changed = trio.Event()
         self._settled: set[str | None] = set()
@@ -285,6 +286,10 @@ class SimulatedKadoa:
 
     # ---- what the server does ----------------------------------------------------------------------------------
 
+    @property
+    def _refuses_connections(self) -> bool:
+        return self.faults.refuse_connections or self._left
+
     @trio.lowlevel.enable_ki_protection
     def _start(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         self._nursery.start_soon(async_fn, *args)
@@ -499,7 +504,7 @@ class _MemoryNetwork(httpx.AsyncBaseTransport):
 
     async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()
-        if self._kadoa.faults.refuse_connections:
+        if self._kadoa._refuses_connections:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
         client, server = stream_pair()
         self._kadoa._start(self._kadoa._serve_websocket, server)
@@ -507,7 +512,7 @@ class _MemoryNetwork(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await trio.lowlevel.checkpoint()
-        if self._kadoa.faults.refuse_connections:
+        if self._kadoa._refuses_connections:
             raise httpx.ConnectError("Connection refused", request=request)
         body = await request.aread()
         headers: Mapping[str, str]
@@ -534,5 +539,8 @@ async def open_simulated_kadoa(
     """
     async with hidden_nursery("the simulated Kadoa is left") as nursery:
         kadoa = SimulatedKadoa(nursery, heartbeat_interval)
-        await kadoa._listen(loopback=loopback, port=port)
-        yield kadoa
+        try:
+            await kadoa._listen(loopback=loopback, port=port)
+            yield kadoa
+        finally:
+            kadoa._left = True
