@@ -175,6 +175,7 @@ class NewNetwork:
 
     http_transport: httpx.MockTransport
     inner: trio.abc.HalfCloseableStream
+    settlement_observer: None = None
 
     async def open_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         logging.getLogger("trio_websocket2.dial").debug("dialling for %s", TOKEN)

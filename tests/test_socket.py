@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import signal
 import socket as stdlib_socket
 import struct
 import sys
@@ -980,6 +981,29 @@ def test_keyboard_interrupt_wins(strict: bool) -> None:
 
     for body_raises in (False, True):
         trio.run(main, body_raises, strict_exception_groups=strict, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_ctrl_c_while_the_main_task_closes_the_socket_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    close = TrackedStream.aclose
+
+    @trio.lowlevel.enable_ki_protection
+    async def interrupted(self: TrackedStream) -> None:
+        if self.open:
+            signal.raise_signal(signal.SIGINT)
+        await close(self)
+
+    async def main() -> None:
+        network = MemoryNetwork(speak(b""))
+        async with network.running():
+            with pytest.raises(KeyboardInterrupt):
+                async with network.open():
+                    monkeypatch.setattr(TrackedStream, "aclose", interrupted)
+
+    try:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def test_keyboard_interrupt_of_the_body(autojump_clock: trio.testing.MockClock) -> None:

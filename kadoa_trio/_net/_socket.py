@@ -35,6 +35,7 @@ import contextlib
 import enum
 import http.client
 import io
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
@@ -48,7 +49,7 @@ from wsproto.utilities import LocalProtocolError
 
 from .._contexts import async_context
 from .._errors import AttemptError, AuthenticationError, KadoaError, ProtocolError, Step, scrubbed
-from .._exits import hidden_nursery
+from .._exits import clean_up, hidden_nursery
 from .._redact import Secret, presentable
 from .._settings import CLOSE_TIMEOUT, Settings
 from ._answers import (
@@ -171,8 +172,8 @@ async def open_socket(
         try:
             yield opened
         finally:
-            with trio.CancelScope(shield=True):
-                await opened.aclose()
+            # In a task of its own, because a Cancelled raised while closing would replace a Ctrl-C in the main task.
+            await clean_up(math.inf, opened.aclose)
 
 
 @attrs.define(eq=False)
@@ -306,15 +307,16 @@ async def _establish(
                 )
             except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
                 fault = exc
+        # Before the clean-up, in which the reader ends.
+        answered = watched is not None and (reader.ended.is_set() or watched.has_answered)
     finally:
         if connection is None and stream is not None:
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(stream)
+            await clean_up(math.inf, trio.aclose_forcefully, stream)
     # Raised outside of every ``except``, because the originals may hold the token.
     if fault is not None:
         raise AttemptError(step, describe(fault, *reader.secrets)) from scrubbed(fault, *reader.secrets)
     if connection is None or watched is None:
-        if watched is not None and (reader.ended.is_set() or watched.has_answered):
+        if watched is not None and answered:
             raise _handshake_failure(watched, reader, wall_clock)
         raise AttemptError(step, f"no answer within {timeout:g} s")
     watched.opened()

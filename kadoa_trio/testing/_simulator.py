@@ -17,7 +17,7 @@ import httpx
 import trio
 
 from .._contexts import async_context, sync_context
-from .._exits import pick
+from .._exits import hidden_nursery
 from .._settings import Endpoints, default_endpoints
 from ._builders import Draft, documented
 from ._connection import SimulatedConnection
@@ -537,21 +537,10 @@ async def open_simulated_kadoa(
             15, as Kadoa's.
         port: on loopback, the port to listen on; 0 lets the system choose.
     """
-    error: BaseException | None = None
-    try:
-        async with trio.open_nursery(strict_exception_groups=True) as nursery:
-            kadoa = SimulatedKadoa(nursery, heartbeat_interval)
-            # The nursery must not see an exception of the body, because it would wrap the exception.
-            try:
-                await kadoa._listen(loopback=loopback, port=port)
-                yield kadoa
-            except BaseException as exc:  # noqa: ASYNC103  # raised again, outside of the nursery
-                error = exc
+    async with hidden_nursery("the simulated Kadoa is left") as nursery:
+        kadoa = SimulatedKadoa(nursery, heartbeat_interval)
+        try:
+            await kadoa._listen(loopback=loopback, port=port)
+            yield kadoa
+        finally:
             kadoa._left = True
-            nursery.cancel_scope.cancel(reason="the simulated Kadoa is left")
-    except BaseExceptionGroup as group:
-        crash = pick(group)
-        if error is None or not isinstance(crash, trio.Cancelled):
-            raise crash from None
-    if error is not None:
-        raise error
