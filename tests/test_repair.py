@@ -583,7 +583,7 @@ async def test_waiting_repairs_are_bounded_by_the_open_gaps(autojump_clock: Any)
         for _ in range(150):
             await one.lose(1, seconds=1)
             one.publish()
-        repairer = one.realtime._repairer
+        repairer = one.realtime._assembly.repairer
         assert repairer is not None
         await trio.sleep(1_000)
         assert repairer.waiting <= MAX_GAPS
