@@ -475,7 +475,7 @@ async def _run(
         finally:
             deadline = min(leaving_at, trio.current_time()) + LEAVE_TIMEOUT
             try:
-                await clean_up(deadline, assembly.finish, deadline - _RESERVE)
+                await clean_up(deadline, assembly.finish, deadline - _RESERVE)  # noqa: ASYNC102  # shielded in there
             except KeyboardInterrupt as exc:
                 crash = exc
             finally:

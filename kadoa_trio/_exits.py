@@ -23,7 +23,7 @@ async def clean_up(deadline: float, function: Callable[[*_Args], Awaitable[objec
     crash: BaseException | None = None
     with trio.CancelScope(shield=True):
         try:
-            async with trio.open_nursery(strict_exception_groups=True) as nursery:
+            async with trio.open_nursery(strict_exception_groups=True) as nursery:  # noqa: ASYNC112  # see above
                 nursery.start_soon(_shielded, deadline, function, *args)
         except BaseExceptionGroup as group:
             crash = pick(group)

@@ -63,7 +63,7 @@ REPAIR_FAILURE_DELAYS: Final = 5.0, 60.0, 300.0, 900.0
 Worst case, however many gaps are open: four tries in the first six minutes of
 an outage of the log, then one in 15 minutes; and after the outage a gap is
 tried after at most 15 minutes. An answer that cannot be read may concern one
-gap only, so that others wait no more than `REPAIR_ODD_DELAY` for it.
+gap only, so that others wait for it at most `REPAIR_ODD_DELAY`.
 """
 REPAIR_ODD_DELAY: Final = 60.0
 """Maximum seconds for which an answer that cannot be read keeps other gaps from being tried."""
@@ -80,7 +80,7 @@ REPAIR_LAG: Final = 900.0
 """Maximum lag of the log, in seconds, where no newer event shows that it has caught up.
 
 A log of notifications is written as they are sent: seconds are usual, minutes
-are an incident, and 15 minutes leave room for most incidents. Besides, two
+are an incident, and 15 minutes cover most incidents. Besides, two
 readings at least one delay apart must show the same events.
 """
 REPAIR_RETENTION: Final = 86_400.0

@@ -37,7 +37,7 @@ from ..notices import (
 from ._ledger import Moment
 
 MAX_NOTICES = 256
-"""How many unread notices are kept; the oldest is dropped, and counted, to make room."""
+"""How many unread notices are kept; with more, the oldest is dropped, and counted."""
 
 NOTICES_AT_ONCE, NOTICE_INTERVAL = 5, 10.0
 """Notices of a kind that a server or a consumer can repeat at will, such as `FrameIgnored`: so many are published at
@@ -99,7 +99,7 @@ class Status:
             return status
         newest = status.connections[-1] if status.connections else None
         if newest is None or not newest.live:
-            # While an heir is on its way the older connection is what the program lives on.
+            # While a replacement is being opened, the older connection still delivers.
             older = any(connection.live for connection in status.connections)
             return attrs.evolve(status, state=State.REPLACING if older else State.CONNECTING)
         return attrs.evolve(status, state=State.REPLACING if newest.draining else State.LIVE)

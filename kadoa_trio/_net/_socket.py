@@ -173,7 +173,7 @@ async def open_socket(
             yield opened
         finally:
             # In a task of its own, because a Cancelled raised while closing would replace a Ctrl-C in the main task.
-            await clean_up(math.inf, opened.aclose)
+            await clean_up(math.inf, opened.aclose)  # noqa: ASYNC102  # shielded in there
 
 
 @attrs.define(eq=False)
@@ -311,7 +311,7 @@ async def _establish(
         answered = watched is not None and (reader.ended.is_set() or watched.has_answered)
     finally:
         if connection is None and stream is not None:
-            await clean_up(math.inf, trio.aclose_forcefully, stream)
+            await clean_up(math.inf, trio.aclose_forcefully, stream)  # noqa: ASYNC102  # shielded in there
     # Raised outside of every ``except``, because the originals may hold the token.
     if fault is not None:
         raise AttemptError(step, describe(fault, *reader.secrets)) from scrubbed(fault, *reader.secrets)
