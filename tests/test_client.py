@@ -87,10 +87,10 @@ def kinds(found: list[Notice], kind: type[Notice]) -> list[Any]:
     return [notice for notice in found if isinstance(notice, kind)]
 
 
-def assert_acquitted(realtime: Realtime, told: type[Notice]) -> None:
-    """The cursor was on trial, as *told* shows, and is kept: nothing may be missing."""
+def assert_cursor_kept(realtime: Realtime, reported: type[Notice]) -> None:
+    """Assert that the cursor was checked, as the notices show, and is kept: nothing may be missing."""
     found = notices(realtime)
-    assert kinds(found, told)
+    assert kinds(found, reported)
     assert not kinds(found, CursorDropped)
     assert realtime.statistics().gap_count == 0
 
@@ -681,7 +681,9 @@ async def test_message_too_large_once_is_survived(autojump_clock: Any, pair: Any
 # ---- cursors -------------------------------------------------------------------------------------------------------
 
 
-async def test_refused_cursor_is_told_from_a_sick_server_and_dropped(autojump_clock: Any, pair: Any) -> None:
+async def test_refused_cursor_is_distinguished_from_a_failing_server_and_dropped(
+    autojump_clock: Any, pair: Any
+) -> None:
     async with pair() as (kadoa, realtime):
         sent = kadoa.publish_many(3)
         await trio.sleep(30)
@@ -700,7 +702,7 @@ async def test_refused_cursor_is_told_from_a_sick_server_and_dropped(autojump_cl
         assert len(kadoa.subscribed) < 24
 
 
-async def test_events_held_on_trial_are_not_lost(autojump_clock: Any, pair: Any) -> None:
+async def test_events_held_during_a_cursor_check_are_not_lost(autojump_clock: Any, pair: Any) -> None:
     async with pair(limits=Limits(buffered_events=5)) as (kadoa, realtime), trio.open_nursery() as nursery:
         kadoa.publish()
         await trio.sleep(30)
@@ -714,12 +716,12 @@ async def test_events_held_on_trial_are_not_lost(autojump_clock: Any, pair: Any)
                 received.append(event.id)
 
         sent: list[PublishedEvent] = []
-        witness = None
+        probe = None
         for _ in range(120):
-            if witness is None:
-                witness = next((one for one in kadoa.connections if one.subscribed), None)
+            if probe is None:
+                probe = next((one for one in kadoa.connections if one.subscribed), None)
             event = kadoa.publish()
-            if witness is not None:
+            if probe is not None:
                 sent.append(event)
             await trio.sleep(1)
         assert received[-len(sent) :] == ids(sent)
@@ -737,10 +739,10 @@ async def test_sick_server_does_not_cost_the_cursor(autojump_clock: Any, pair: A
         kadoa.heal()
         assert await take(realtime, 6) == ids(sent)
         await trio.sleep(60)
-        assert_acquitted(realtime, CursorCheckStarted)
+        assert_cursor_kept(realtime, CursorCheckStarted)
 
 
-async def test_cursor_on_trial_is_accepted_when_the_server_recovers(autojump_clock: Any, pair: Any) -> None:
+async def test_checked_cursor_is_accepted_when_the_server_recovers(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         sent = kadoa.publish_many(3)
         await trio.sleep(30)
@@ -765,7 +767,7 @@ async def test_reset_of_the_candidate_is_no_verdict_on_the_cursor(autojump_clock
         await settle_in(kadoa, realtime)
         kadoa.faults = Faults(refuse_cursors=True)
         kadoa.newest.reset()
-        while not any(one.subscribed for one in kadoa.connections):  # noqa: ASYNC110  # the witness
+        while not any(one.subscribed for one in kadoa.connections):  # noqa: ASYNC110  # the probe
             await trio.sleep(0.1)
         kadoa.faults = Faults(accept_then_reset=True)
         made = len(kadoa.subscribed)
@@ -774,10 +776,10 @@ async def test_reset_of_the_candidate_is_no_verdict_on_the_cursor(autojump_clock
         sent = kadoa.publish_many(3)
         assert await take(realtime, 3) == ids(sent)
         await trio.sleep(60)
-        assert_acquitted(realtime, CursorAccepted)
+        assert_cursor_kept(realtime, CursorAccepted)
 
 
-async def test_resets_do_not_put_the_cursor_on_trial(autojump_clock: Any, pair: Any) -> None:
+async def test_resets_start_no_cursor_check(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         sent = kadoa.publish_many(3)
         await trio.sleep(30)
@@ -804,8 +806,8 @@ async def test_late_repeats_do_not_take_the_cursor_back(autojump_clock: Any, pai
         assert realtime.statistics().resume_cursor == sent[-1].cursor
         for connection in list(kadoa.connections):
             connection.reset()
-        heir = await kadoa.wait_subscribed(3)
-        assert heir.last_cursor == sent[-1].cursor
+        replacement = await kadoa.wait_subscribed(3)
+        assert replacement.last_cursor == sent[-1].cursor
 
 
 async def test_live_events_overtaking_a_replay_that_is_cut_lose_nothing(autojump_clock: Any, pair: Any) -> None:
@@ -893,7 +895,7 @@ async def test_drain_without_resumption_is_a_possible_gap_unless_the_streams_mee
             assert reasons == ([] if meet else [GapReason.NOT_PROMISED])
 
 
-async def test_events_without_ids_are_told_apart(autojump_clock: Any, pair: Any) -> None:
+async def test_events_without_ids_are_distinguished(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         with_cursor = kadoa.publish(with_id=False)
         kadoa.faults = Faults(without_cursors=True)
@@ -1007,7 +1009,7 @@ async def test_event_goes_back_to_a_handle_that_is_waiting(autojump_clock: Any, 
         assert got[1:] == [second.id]
 
 
-async def test_second_task_on_one_handle_is_told_to_clone(autojump_clock: Any, pair: Any) -> None:
+async def test_second_task_on_one_handle_raises_an_error_that_names_clone(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime), trio.open_nursery() as nursery:
         nursery.start_soon(realtime.events.receive)
         await trio.testing.wait_all_tasks_blocked()
@@ -1133,7 +1135,7 @@ async def _cancel_soon(scope: trio.CancelScope, steps: int) -> None:
     scope.cancel()
 
 
-async def test_state_statistics_and_notices_tell_one_story(autojump_clock: Any, pair: Any) -> None:
+async def test_state_statistics_and_notices_agree(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         with trio.fail_after(20):
             await realtime.wait_live()

@@ -347,7 +347,7 @@ async def test_recovered_comes_with_failed_where_it_has_no_setting() -> None:
         (7, set()),
     ],
 )
-def test_channel_of_a_row_is_read_however_it_is_told(config: Any, named: set[str]) -> None:
+def test_channel_of_a_row_is_read_in_every_format(config: Any, named: set[str]) -> None:
     assert channel_types(config, {"socket-1": "WEBSOCKET", "mail-1": "EMAIL"}) == named
 
 
@@ -751,7 +751,7 @@ async def test_more_than_memory_takes_is_handed_out_in_order(oldest_first: bool,
         assert one.repaired == [40]
 
 
-async def test_more_rows_than_are_read_is_told(autojump_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_rows_than_are_read_are_reported(autojump_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_repair, "REPAIR_PAGES", 3)
     async with world() as one:
         one.publish()
@@ -764,7 +764,7 @@ async def test_more_rows_than_are_read_is_told(autojump_clock: Any, monkeypatch:
         assert f"{len(one.from_log)} events were taken from it" in remains.why
 
 
-async def test_rows_that_name_no_event_are_told(autojump_clock: Any) -> None:
+async def test_rows_that_name_no_event_are_reported(autojump_clock: Any) -> None:
     async with world() as one:
         one.publish()
         async with one.outage():

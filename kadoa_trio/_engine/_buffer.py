@@ -99,7 +99,7 @@ class Buffer:
     # ---- admission ---------------------------------------------------------------------------------------------
 
     def has_space(self, size: int) -> bool:
-        """Tell whether an event of *size* bytes may be admitted now."""
+        """Return whether an event of *size* bytes may be admitted now."""
         return (
             self._events < self._max_events
             # One that is larger than the whole budget is let in alone, or it could never be delivered.

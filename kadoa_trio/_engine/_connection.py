@@ -195,7 +195,7 @@ class Connection:
         self._changed.unpark_all()
 
     def was(self, phase: Phase) -> bool:
-        """Tell whether it is in a phase, or has been."""
+        """Return whether it is in a phase, or has been."""
         return phase in self._entered
 
     @property

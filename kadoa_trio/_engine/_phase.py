@@ -48,7 +48,7 @@ TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
 
 
 class PhaseError(RuntimeError):
-    """A connection was told to enter a phase that cannot follow its present one: a fault of the library."""
+    """A connection cannot enter a phase after its present one: a fault of the library."""
 
 
 def check_transition(before: Phase, after: Phase) -> None:

@@ -335,7 +335,7 @@ class Repairer:
                 self._reporter.publish(GapRemains(gap=gap, why=why, final=False))
 
     def _nothing_delivered(self, gap: Gap) -> bool:
-        """Tell whether no connection has ever delivered anything, so that nothing can be delivered twice."""
+        """Return whether no connection has ever delivered anything, so that nothing can be delivered twice."""
         return not self._ledger.has_delivered and gap.cursor is None and self._ledger.resume_cursor is None
 
     def _is_old(self, since: datetime) -> bool:
@@ -466,7 +466,7 @@ class Repairer:
         reading.newest = min(_time(kept[-1]), _LATEST)
 
     async def _search_after(self, gap: Gap, routes: _Routes) -> bool:
-        """Tell whether the log shows an event that a connection delivered, and that is newer than the gap for certain."""
+        """Return whether the log shows an event that a connection delivered, and that is newer than the gap for certain."""
         start = gap.until + timedelta(seconds=REPAIR_SLACK)
         if self._reporter.wall_clock() <= start:
             return False
@@ -543,7 +543,7 @@ class _Routes:
         self._settings: tuple[Setting, ...] = ()
 
     async def owed(self, entry: LogEntry) -> bool:
-        """Tell whether a row is about an event that the WebSocket channel had to send, whatever became of it."""
+        """Return whether a row is about an event that the WebSocket channel had to send, whatever became of it."""
         named = channel_types(entry.channel_config, {})
         if not named:
             types = await self._load()

@@ -1,4 +1,4 @@
-"""The one state that everything told of the client comes from, and where notices are published.
+"""The one state of the client, from which everything that it reports comes; notices are published here.
 
 Publishing a notice folds it into the `Status`, logs it, and puts it into the
 bounded channel of notices; `realtime.state`, `realtime.wait_live()` and

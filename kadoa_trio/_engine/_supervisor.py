@@ -50,7 +50,7 @@ MAX_SOCKETS = 3
 
 
 def is_refusal(connection: Connection) -> bool:
-    """Tell whether a connection ended as one with a refused cursor would: closed soon, before any event."""
+    """Return whether a connection ended as one with a refused cursor would: closed soon, before any event."""
     return (
         connection.cursor is not None
         and connection.end is not None
@@ -284,7 +284,7 @@ class Supervisor:
     # ---- faults ------------------------------------------------------------------------------------------------
 
     def _was_live(self) -> bool:
-        """Tell whether a connection of this client has ever been live."""
+        """Return whether a connection of this client has ever been live."""
         self._ever_live = self._ever_live or any([connection.was(Phase.LIVE) for connection in self._open])  # noqa: C419
         return self._ever_live
 
