@@ -8,7 +8,7 @@ from .._events import Event
 from .._position import Gap
 from ..notices import PossibleGap
 from ._buffer import Buffer
-from ._ledger import Ledger, Moment
+from ._ledger import Entry, Ledger, Moment
 from ._reporter import Reporter
 
 
@@ -100,12 +100,7 @@ class Admission:
             entry = ledger.admit_apart(event.id)
         else:
             entry, gaps = ledger.admit(generation, event.id, event.cursor, now, arrived)
-        self.received += 1
-        if wanted:
-            buffer.put(event, entry)
-        else:
-            self.filtered += 1
-            buffer.settle(event, entry)
+        self._pass_on(event, entry, wanted=wanted)
         if gaps:
             self.report_gaps(gaps)
         return True
@@ -115,14 +110,17 @@ class Admission:
         wanted = not self._filters or self._wants(event)
         if not self._buffer.has_space(event.size if wanted else 0):
             return False
-        entry = self._ledger.admit_from_log(event.id)
+        self._pass_on(event, self._ledger.admit_from_log(event.id), wanted=wanted)
+        return True
+
+    def _pass_on(self, event: Event, entry: Entry, *, wanted: bool) -> None:
+        """Put an admitted event into the buffer, or settle it if the program did not ask for it."""
         self.received += 1
         if wanted:
             self._buffer.put(event, entry)
         else:
             self.filtered += 1
             self._buffer.settle(event, entry)
-        return True
 
     def report_gaps(self, gaps: list[Gap]) -> None:
         """Publish possible gaps, and have them saved and repaired."""

@@ -1,0 +1,142 @@
+"""The one door by which events enter: space, dedupe and buffer in one step."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import attrs
+import pytest
+import trio
+
+from kadoa_trio import Event, Limits
+from kadoa_trio._engine._admission import Admission
+from kadoa_trio._engine._buffer import Buffer
+from kadoa_trio._engine._ledger import Ledger, Moment
+from kadoa_trio._engine._reporter import Reporter
+from kadoa_trio._settings import Settings
+from kadoa_trio.notices import PossibleGap
+from kadoa_trio.testing import make_event, workflow_failed, workflow_finished
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> Moment:
+    return BEGIN + timedelta(seconds=seconds), seconds
+
+
+def event(number: int, *, failed: bool = True) -> Event:
+    draft = workflow_failed() if failed else workflow_finished()
+    return make_event(draft, id=f"e{number}", cursor=f"1-{number}")
+
+
+@attrs.define(eq=False)
+class Observer:
+    settled_ids: list[str] = attrs.field(factory=list)
+    changes: int = 0
+
+    def settled(self, event: Event) -> None:
+        self.settled_ids.append(event.id)
+
+    def position_changed(self) -> None:
+        self.changes += 1
+
+
+class Door:
+    """An admission with its ledger and its buffer, and a connection that is live."""
+
+    def __init__(self, *, types: frozenset[str] | None = None, buffered: int = 3, buffered_bytes: int = 10**6) -> None:
+        limits = Limits(buffered_events=buffered, buffered_bytes=buffered_bytes, unsettled=100, dedupe_window=200)
+        settings = Settings(limits=limits)
+        self.reporter = Reporter(lambda: BEGIN, clock=lambda: 0.0)
+        self.ledger = Ledger(200)
+        self.buffer = Buffer(settings, self.ledger, self.reporter)
+        self.admission = Admission(self.ledger, self.buffer, self.reporter, event_types=types, workflow_ids=None)
+        self.observer = Observer()
+        self.buffer.observe(self.observer)
+        self.admission.observe(self.observer)
+        self.ledger.open(1, at(0))
+        self.ledger.live(1, at(0))
+
+    def admit(self, one: Event, *, generation: int = 1) -> bool:
+        admitted = self.admission.try_admit(one, generation, at(1), at(1))
+        self.ledger.check()
+        return admitted
+
+    @property
+    def buffered(self) -> int:
+        return self.buffer.statistics().buffered_events
+
+
+async def test_event_without_space_changes_nothing() -> None:
+    door = Door(buffered=2)
+    assert door.admit(event(1))
+    assert door.admit(event(2))
+    assert not door.admit(event(3))
+    assert (door.admission.received, door.buffered) == (2, 2)
+    assert not door.ledger.knows("e3")
+    assert door.ledger.resume_cursor == "1-2"
+
+
+async def test_repeat_needs_no_space_and_is_not_buffered() -> None:
+    door = Door(buffered=1)
+    assert door.admit(event(1))
+    assert door.admit(event(1))
+    assert (door.admission.received, door.buffered, door.ledger.repeated) == (1, 1, 1)
+
+
+async def test_filtered_event_is_settled_at_once_and_observed() -> None:
+    door = Door(types=frozenset({"workflow_finished"}))
+    assert door.admit(event(1))
+    assert door.admit(event(2, failed=False))
+    assert (door.admission.received, door.admission.filtered, door.buffered) == (2, 1, 1)
+    assert door.observer.settled_ids == ["e1"]
+    assert door.ledger.settled_position(at(2)).cursor == "1-1"
+
+
+async def test_waiting_for_a_filtered_event_needs_no_bytes() -> None:
+    door = Door(types=frozenset({"workflow_finished"}), buffered_bytes=1)
+    assert door.admit(event(1, failed=False))  # larger than the limit: it enters because it is alone
+    assert not door.admit(event(2, failed=False))
+    with trio.fail_after(5):
+        await door.admission.wait_space(event(3))
+    assert door.admit(event(3))
+
+
+async def test_event_of_the_log_enters_by_the_same_door() -> None:
+    door = Door(buffered=1)
+    assert door.admission.try_admit_from_log(event(1))
+    assert not door.admission.try_admit_from_log(event(2))
+    assert door.admit(event(1))  # a connection brings it, too: a repeat
+    assert (door.admission.received, door.buffered) == (1, 1)
+
+
+async def test_event_whose_connection_has_ended_moves_no_cursor() -> None:
+    door = Door()
+    assert door.admit(event(1))
+    door.ledger.ended(1, at(1))
+    assert door.admission.try_admit(event(2), 1, at(2), at(2), apart=True)
+    assert door.admission.try_admit(event(2), 1, at(2), at(2), apart=True)
+    assert (door.admission.received, door.ledger.repeated) == (2, 0)
+    assert door.ledger.resume_cursor == "1-1"
+
+
+async def test_nothing_is_admitted_after_the_end() -> None:
+    door = Door()
+    door.admission.end()
+    assert door.admit(event(1))  # the caller need not wait
+    assert (door.admission.received, door.buffered) == (0, 0)
+    assert not door.ledger.knows("e1")
+
+
+async def test_gap_is_published_and_observed() -> None:
+    door = Door()
+    assert door.admit(make_event(workflow_failed(), id="e1"))
+    door.ledger.ended(1, at(60))
+    door.ledger.open(2, at(61))
+    door.ledger.live(2, at(61))
+    assert door.admission.try_admit(make_event(workflow_failed(), id="e2"), 2, at(62), at(62))
+    notice = door.reporter.notices.receive_nowait()
+    assert isinstance(notice, PossibleGap)
+    assert door.observer.changes == 1
+    with pytest.raises(trio.WouldBlock):
+        door.reporter.notices.receive_nowait()
