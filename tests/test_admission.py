@@ -93,13 +93,13 @@ async def test_filtered_event_is_settled_at_once_and_observed() -> None:
     assert door.ledger.settled_position(at(2)).cursor == "1-1"
 
 
-async def test_waiting_for_a_filtered_event_needs_no_bytes() -> None:
-    door = Door(types=frozenset({"workflow_finished"}), buffered_bytes=1)
-    assert door.admit(event(1, failed=False))  # larger than the limit: it enters because it is alone
-    assert not door.admit(event(2, failed=False))
+async def test_filtered_event_does_not_wait_for_space_of_its_size() -> None:
+    door = Door(types=frozenset({"workflow_finished"}), buffered_bytes=1_000)
+    assert door.admit(event(1, failed=False))
+    large = make_event(workflow_failed(reason="x" * 2_000), id="e2", cursor="1-2")
     with trio.fail_after(5):
-        await door.admission.wait_space(event(3))
-    assert door.admit(event(3))
+        await door.admission.wait_space(large)
+    assert door.admit(large)
 
 
 async def test_event_of_the_log_enters_by_the_same_door() -> None:
