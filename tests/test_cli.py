@@ -650,7 +650,7 @@ async def test_key_file_without_an_end_is_a_usage_error() -> None:
 
 
 async def test_closed_standard_output_is_one_line() -> None:
-    done = await finished(["sh", "-c", f"exec {sys.executable} -m kadoa_trio demo >&-"], env=environment())
+    done = await finished(["/bin/sh", "-c", f"exec {sys.executable} -m kadoa_trio demo >&-"], env=environment())
     assert done.returncode == 2
     assert b"standard output is closed" in done.stderr
     assert b"Traceback" not in done.stderr
