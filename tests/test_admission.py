@@ -1,4 +1,4 @@
-"""The one door by which events enter: space, dedupe and buffer in one step."""
+"""Admission: space, dedupe and buffer in one step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Observer:
         self.changes += 1
 
 
-class Door:
+class Parts:
     """An admission with its ledger and its buffer, and a connection that is live."""
 
     def __init__(self, *, types: frozenset[str] | None = None, buffered: int = 3, buffered_bytes: int = 10**6) -> None:
@@ -68,75 +68,75 @@ class Door:
 
 
 async def test_event_without_space_changes_nothing() -> None:
-    door = Door(buffered=2)
-    assert door.admit(event(1))
-    assert door.admit(event(2))
-    assert not door.admit(event(3))
-    assert (door.admission.received, door.buffered) == (2, 2)
-    assert not door.ledger.knows("e3")
-    assert door.ledger.resume_cursor == "1-2"
+    parts = Parts(buffered=2)
+    assert parts.admit(event(1))
+    assert parts.admit(event(2))
+    assert not parts.admit(event(3))
+    assert (parts.admission.received, parts.buffered) == (2, 2)
+    assert not parts.ledger.knows("e3")
+    assert parts.ledger.resume_cursor == "1-2"
 
 
 async def test_repeat_needs_no_space_and_is_not_buffered() -> None:
-    door = Door(buffered=1)
-    assert door.admit(event(1))
-    assert door.admit(event(1))
-    assert (door.admission.received, door.buffered, door.ledger.repeated) == (1, 1, 1)
+    parts = Parts(buffered=1)
+    assert parts.admit(event(1))
+    assert parts.admit(event(1))
+    assert (parts.admission.received, parts.buffered, parts.ledger.repeated) == (1, 1, 1)
 
 
 async def test_filtered_event_is_settled_at_once_and_observed() -> None:
-    door = Door(types=frozenset({"workflow_finished"}))
-    assert door.admit(event(1))
-    assert door.admit(event(2, failed=False))
-    assert (door.admission.received, door.admission.filtered, door.buffered) == (2, 1, 1)
-    assert door.observer.settled_ids == ["e1"]
-    assert door.ledger.settled_position(at(2)).cursor == "1-1"
+    parts = Parts(types=frozenset({"workflow_finished"}))
+    assert parts.admit(event(1))
+    assert parts.admit(event(2, failed=False))
+    assert (parts.admission.received, parts.admission.filtered, parts.buffered) == (2, 1, 1)
+    assert parts.observer.settled_ids == ["e1"]
+    assert parts.ledger.settled_position(at(2)).cursor == "1-1"
 
 
 async def test_filtered_event_does_not_wait_for_space_of_its_size() -> None:
-    door = Door(types=frozenset({"workflow_finished"}), buffered_bytes=1_000)
-    assert door.admit(event(1, failed=False))
+    parts = Parts(types=frozenset({"workflow_finished"}), buffered_bytes=1_000)
+    assert parts.admit(event(1, failed=False))
     large = make_event(workflow_failed(reason="x" * 2_000), id="e2", cursor="1-2")
     with trio.fail_after(5):
-        await door.admission.wait_space(large)
-    assert door.admit(large)
+        await parts.admission.wait_space(large)
+    assert parts.admit(large)
 
 
-async def test_event_of_the_log_enters_by_the_same_door() -> None:
-    door = Door(buffered=1)
-    assert door.admission.try_admit_from_log(event(1))
-    assert not door.admission.try_admit_from_log(event(2))
-    assert door.admit(event(1))  # a connection brings it, too: a repeat
-    assert (door.admission.received, door.buffered) == (1, 1)
+async def test_event_of_the_log_enters_by_the_same_parts() -> None:
+    parts = Parts(buffered=1)
+    assert parts.admission.try_admit_from_log(event(1))
+    assert not parts.admission.try_admit_from_log(event(2))
+    assert parts.admit(event(1))  # a connection brings it, too: a repeat
+    assert (parts.admission.received, parts.buffered) == (1, 1)
 
 
 async def test_event_whose_connection_has_ended_moves_no_cursor() -> None:
-    door = Door()
-    assert door.admit(event(1))
-    door.ledger.ended(1, at(1))
-    assert door.admission.try_admit(event(2), 1, at(2), at(2), apart=True)
-    assert door.admission.try_admit(event(2), 1, at(2), at(2), apart=True)
-    assert (door.admission.received, door.ledger.repeated) == (2, 0)
-    assert door.ledger.resume_cursor == "1-1"
+    parts = Parts()
+    assert parts.admit(event(1))
+    parts.ledger.ended(1, at(1))
+    assert parts.admission.try_admit(event(2), 1, at(2), at(2), apart=True)
+    assert parts.admission.try_admit(event(2), 1, at(2), at(2), apart=True)
+    assert (parts.admission.received, parts.ledger.repeated) == (2, 0)
+    assert parts.ledger.resume_cursor == "1-1"
 
 
 async def test_nothing_is_admitted_after_the_end() -> None:
-    door = Door()
-    door.admission.end()
-    assert door.admit(event(1))  # the caller need not wait
-    assert (door.admission.received, door.buffered) == (0, 0)
-    assert not door.ledger.knows("e1")
+    parts = Parts()
+    parts.admission.end()
+    assert parts.admit(event(1))  # the caller need not wait
+    assert (parts.admission.received, parts.buffered) == (0, 0)
+    assert not parts.ledger.knows("e1")
 
 
 async def test_gap_is_published_and_observed() -> None:
-    door = Door()
-    assert door.admit(make_event(workflow_failed(), id="e1"))
-    door.ledger.ended(1, at(60))
-    door.ledger.open(2, at(61))
-    door.ledger.live(2, at(61))
-    assert door.admission.try_admit(make_event(workflow_failed(), id="e2"), 2, at(62), at(62))
-    notice = door.reporter.notices.receive_nowait()
+    parts = Parts()
+    assert parts.admit(make_event(workflow_failed(), id="e1"))
+    parts.ledger.ended(1, at(60))
+    parts.ledger.open(2, at(61))
+    parts.ledger.live(2, at(61))
+    assert parts.admission.try_admit(make_event(workflow_failed(), id="e2"), 2, at(62), at(62))
+    notice = parts.reporter.notices.receive_nowait()
     assert isinstance(notice, PossibleGap)
-    assert door.observer.changes == 1
+    assert parts.observer.changes == 1
     with pytest.raises(trio.WouldBlock):
-        door.reporter.notices.receive_nowait()
+        parts.reporter.notices.receive_nowait()

@@ -762,7 +762,7 @@ async def test_checked_cursor_is_accepted_when_the_server_recovers(autojump_cloc
         await nothing_more(realtime)
 
 
-async def test_reset_of_the_candidate_is_no_verdict_on_the_cursor(autojump_clock: Any, pair: Any) -> None:
+async def test_reset_of_the_candidate_shows_nothing_about_the_cursor(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         await settle_in(kadoa, realtime)
         kadoa.faults = Faults(refuse_cursors=True)

@@ -27,7 +27,7 @@ def test_check_is_due_after_consecutive_closes() -> None:
     assert not check.due
     check.closed(0.0)
     assert check.due
-    check.acquit()
+    check.reset()
     assert not check.due
     assert check.begin()
 

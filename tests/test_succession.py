@@ -285,7 +285,7 @@ async def test_replay_service_that_is_down_for_a_while_does_not_cost_the_cursor(
 
 
 @scenario()
-async def test_event_from_a_candidate_acquits_the_cursor(
+async def test_event_from_a_candidate_shows_that_the_cursor_is_accepted(
     kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer
 ) -> None:
     await begin_check(kadoa)

@@ -118,7 +118,7 @@ class Connection:
         self._changed = trio.lowlevel.ParkingLot()
         self.cursor: str | None = None
         """The cursor that it subscribed with."""
-        self.superseded_by: int | None = None
+        self.replaced_by: int | None = None
         """The generation of its replacement, once there is one."""
         self.draining: bool = False
         """Whether a drain notice has come."""
@@ -357,7 +357,7 @@ class Connection:
                 self.events += 1
                 if self.events == 1:
                     self._changed.unpark_all()
-                if self._hold is not None and not self._hold.released.is_set():
+                if self._hold is not None and not self._hold.admitted.is_set():
                     await self._hold_back(frame, self._hold)
                 elif not self._try_admit(frame, moment, self._not_before):
                     await self._admit(frame)
@@ -393,7 +393,7 @@ class Connection:
         self._context.reporter.publish(
             Draining(
                 generation=self.generation,
-                delay=delay if self.superseded_by is None else 0.0,
+                delay=delay if self.replaced_by is None else 0.0,
                 deadline=notice.deadline,
                 resume_supported=notice.resume_supported,
             )
@@ -406,8 +406,8 @@ class Connection:
 
     def _report_end(self, end: End) -> None:
         reporter = self._context.reporter
-        if self.superseded_by is not None:
-            reporter.publish(Replaced(generation=self.generation, by=self.superseded_by, how=str(end)))
+        if self.replaced_by is not None:
+            reporter.publish(Replaced(generation=self.generation, by=self.replaced_by, how=str(end)))
         else:
             expected = self.draining and end.reason is EndReason.CLOSED and end.code == _GOING_AWAY
             reporter.publish(Lost(generation=self.generation, how=str(end), expected=expected))
@@ -418,7 +418,7 @@ class Connection:
         """Admit an event as soon as there is space."""
         arrived = self._not_before
         while True:
-            with self._suspended():
+            with self._paused():
                 await self._context.admission.wait_space(event)
             if self._try_admit(event, self._context.reporter.moment(), arrived):
                 return
@@ -433,19 +433,19 @@ class Connection:
             # The probe has shown that the server is well. It is read again when the hold is released.
             self.hold_is_full = True
             self._changed.unpark_all()
-            with self._suspended():
-                await hold.released.wait()
-        if not hold.released.is_set():
+            with self._paused():
+                await hold.admitted.wait()
+        if not hold.admitted.is_set():
             hold.put(self.generation, event, arrived)
         elif not self._try_admit(event, self._context.reporter.moment(), arrived):
             await self._admit(event)
 
     # ---- clocks ------------------------------------------------------------------------------------------------
 
-    def _suspended(self) -> _Suspended:
-        return _Suspended(self)
+    def _paused(self) -> _Paused:
+        return _Paused(self)
 
-    def pause_clocks(self) -> None:
+    def pause_timers(self) -> None:
         """Suspend the timers of heartbeat, stability and retirement while we are not reading."""
         if not self._pauses:
             now = self._waiting_since = trio.current_time()
@@ -455,7 +455,7 @@ class Connection:
                 self._life.deadline = math.inf
         self._pauses += 1
 
-    def resume_clocks(self, *, interrupted: bool) -> None:
+    def resume_timers(self, *, interrupted: bool) -> None:
         """Start the timers again. *interrupted*: while we were not reading, the connection was ended."""
         self._pauses -= 1
         if self._pauses:
@@ -530,8 +530,8 @@ class Connection:
         return self._entered[Phase.LIVE] + self._waited + self._context.settings.timeouts.stable_after
 
 
-class _Suspended:
-    """A block in which a connection waits for its own client; see `Connection.pause_clocks`."""
+class _Paused:
+    """A block in which a connection waits for its own client; see `Connection.pause_timers`."""
 
     __slots__ = ("_connection",)
 
@@ -539,9 +539,9 @@ class _Suspended:
         self._connection = connection
 
     def __enter__(self) -> None:
-        self._connection.pause_clocks()
+        self._connection.pause_timers()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._connection.resume_clocks(interrupted=kind is not None)
+        self._connection.resume_timers(interrupted=kind is not None)

@@ -110,8 +110,8 @@ class CursorCheck:
         """Interrupt the check, because the probe has ended: it resumes after one more close."""
         self.closes = CLOSES_BEFORE_CHECK - 1
 
-    def acquit(self) -> None:
-        """End the check in favour of the cursor: set all counts to zero."""
+    def reset(self) -> None:
+        """End the check, whatever its result, and set all counts to zero."""
         self.closes = self.refusals = self._all = 0
         self.longest = 0.0
         self.running = False
@@ -141,7 +141,7 @@ class Hold:
         """Set when the cursor check has ended, so that the events need not be held longer."""
         self.filled = trio.Event()
         """Set when a limit is reached."""
-        self.released = trio.Event()
+        self.admitted = trio.Event()
         """Set when every held event was admitted. From then on events are not held."""
 
     def put(self, generation: int, event: Event, arrived: Moment) -> None:

@@ -256,7 +256,7 @@ class Supervisor:
     def _succeeded(self, connection: Connection) -> None:
         for older in self._open:
             if older is not connection:
-                older.superseded_by = connection.generation
+                older.replaced_by = connection.generation
         self._newest = connection
         self._review_retirement()
 
@@ -311,7 +311,7 @@ class Supervisor:
         if is_refusal(connection):
             self._check.closed(connection.life)
         elif connection.cursor is not None and (connection.events or connection.was(Phase.STABLE)):
-            self._check.acquit()
+            self._check.reset()
         # Anything else, a reset or a time-out, says nothing about the cursor.
         self._last_failure = AttemptError("subscribe", str(end))
         if end.reason is EndReason.TOO_LARGE:
@@ -364,14 +364,14 @@ class Supervisor:
         not_before = 0.0
         while not probe.ended:
             candidate = await self._establish(not_before)
-            await self._wait_for_verdict(candidate)
+            await self._wait_for_result(candidate)
             if context.ledger.resume_cursor != cursor and not candidate.events:
                 # So much was delivered without it that the ledger has given the cursor up, with a possible gap.
                 self._end_check()
                 return candidate
             if candidate.events or (candidate.was(Phase.STABLE) and not candidate.ended):
                 context.reporter.publish(CursorAccepted(cursor=cursor))
-                check.acquit()
+                check.reset()
                 probe.retire("the cursor check is over", after=0.0)
                 # When the replay is over it has brought what was held; if it has not, that is handed out.
                 assert self._nursery is not None
@@ -382,7 +382,7 @@ class Supervisor:
             if is_refusal(candidate) and check.refused(trio.current_time()):
                 context.reporter.publish(CursorDropped(cursor=cursor))
                 self._newest = probe
-                probe.superseded_by = None
+                probe.replaced_by = None
                 context.admission.report_gaps(context.ledger.drop_cursor(probe.generation, context.reporter.moment()))
                 self._end_check()
                 return probe
@@ -394,7 +394,7 @@ class Supervisor:
         assert newest is not None
         return newest
 
-    async def _wait_for_verdict(self, candidate: Connection) -> None:
+    async def _wait_for_result(self, candidate: Connection) -> None:
         """Wait until a connection with the cursor has delivered an event, has ended, or has lived for long enough."""
         await candidate.wait_until(lambda: candidate.events > 0 or candidate.phase >= Phase.STABLE)
         # Those before it were closed after they were stable: this one must outlive them.
@@ -402,17 +402,17 @@ class Supervisor:
             await candidate.wait_until(lambda: candidate.events > 0 or candidate.ended)
 
     def _end_check(self) -> None:
-        self._check.acquit()
+        self._check.reset()
         if self._hold is not None:
             self._hold.decided.set()
 
     def _current_hold(self) -> Hold:
         """Return where the events of a probe are held: what an earlier probe brought is kept in order before them."""
-        if self._hold is None or self._hold.released.is_set():
+        if self._hold is None or self._hold.admitted.is_set():
             settings = self._settings
             self._hold = Hold(settings.limits.buffered_events, settings.limits.buffered_bytes)
             assert self._nursery is not None
-            self._nursery.start_soon(self._release_later, self._hold)
+            self._nursery.start_soon(self._admit_held_later, self._hold)
         return self._hold
 
     @trio.lowlevel.enable_ki_protection
@@ -424,7 +424,7 @@ class Supervisor:
             hold.decided.set()
 
     @trio.lowlevel.enable_ki_protection
-    async def _release_later(self, hold: Hold) -> None:
+    async def _admit_held_later(self, hold: Hold) -> None:
         """Hand out what is held, in order, when the check is over, the hold is full, or `HOLD_TIME` has passed."""
         context = self._context
         await _wait_either(hold.some, hold.decided)
@@ -440,7 +440,7 @@ class Supervisor:
                 hold.take()
             else:
                 await context.admission.wait_space(event)
-        hold.released.set()
+        hold.admitted.set()
 
 
 @trio.lowlevel.enable_ki_protection
