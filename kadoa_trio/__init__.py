@@ -53,14 +53,14 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _reporter    the one state, and where notices are published
 #   _phase       the life of a connection as data
 #   _buffer      the events that wait to be received
-#   _admission   the one door by which an event enters
+#   _admission   the only place where events are admitted
 #   _channel     the handles to receive from
 #   _saver       loads the position, and saves it behind the events
 #   _acks        acknowledgements of settled events
 #   _repair      fills possible gaps from the notification log
 #   _team        whose stream it is, checked with each token
-#   _cursor_check  does the server refuse the cursor, or is it sick?
-#   _connection  one generation, from its token to its end
+#   _cursor_check  whether the server refuses the cursor, or is faulty
+#   _connection  one connection, from its token to its end
 #   _supervisor  the succession of connections
 
 from ._client import Realtime as Realtime

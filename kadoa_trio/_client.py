@@ -360,7 +360,9 @@ class _Assembly:
 
     Events go from the connections through the admission into the buffer; what
     is settled there goes to the observers: the saver, the acknowledger, and a
-    simulated Kadoa. Nothing below calls back up.
+    simulated Kadoa. Imports never run upwards: a lower part calls a higher one
+    only through a protocol or a callable that it is given (the observers of
+    buffer and admission, and ``on_live`` of a connection).
     """
 
     def __init__(

@@ -278,7 +278,7 @@ class Limits:
     Admission pauses there, because the next run may receive all events from the oldest unsettled one on again.
     """
     unsaved: int = attrs.field(default=10_000, validator=_count)
-    """Maximum number of events that are settled, or in hand, and that no save covers. Default 10,000.
+    """Maximum number of events that are settled, or admitted and not yet settled, without a save. Default 10,000.
 
     Admission pauses there, so that a crash while the store fails repeats no more than this number of events.
     """

@@ -1,4 +1,4 @@
-"""The one door by which an event enters, from a connection or from the notification log."""
+"""The only place where events are admitted, from a connection or from the notification log."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Admission:
         """End admission in an orderly way; see `Buffer.stop`."""
         self._buffer.stop()
 
-    # ---- the door: no checkpoint in any of these -----------------------------------------------------------------
+    # ---- admitting: no checkpoint in any of these ----------------------------------------------------------------
 
     def try_admit(self, event: Event, generation: int, now: Moment, arrived: Moment, *, apart: bool = False) -> bool:
         """Admit an event of a connection; return False if there is no space for it.
@@ -106,7 +106,11 @@ class Admission:
         return True
 
     def try_admit_from_log(self, event: Event) -> bool:
-        """Admit an event of the notification log that is not known; return False if there is no space for it."""
+        """Admit an event of the notification log; return False if there is no space for it.
+
+        The caller must have asked `Ledger.knows` since the last checkpoint:
+        a known event must not be admitted again.
+        """
         wanted = not self._filters or self._wants(event)
         if not self._buffer.has_space(event.size if wanted else 0):
             return False

@@ -72,7 +72,7 @@ class Buffer:
         self._max_bytes = settings.limits.buffered_bytes
         self._max_unsettled = settings.limits.unsettled
         self._max_settled = math.inf
-        self._in_hand = 0  # put and not settled: once admitted, an event may be settled before the next save
+        self._in_hand = 0  # admitted and not settled; counted because it may be settled before the next save
         self._ledger = ledger
         self._reporter = reporter
         self._observers: tuple[SettlementObserver, ...] = ()
@@ -109,7 +109,7 @@ class Buffer:
         ) or self.closed
 
     def saved(self, count: int) -> None:
-        """Record that the position covers the first *count* settlements; maximum unsaved after it: `Limits.unsaved`."""
+        """Record that a save covers the first *count* settlements. At most `Limits.unsaved` more may follow."""
         self._max_settled = count + self._settings.limits.unsaved
         if self._waiting or self._paused:
             self._make_space()

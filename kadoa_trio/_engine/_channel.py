@@ -18,9 +18,9 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
 
     *Asking for the next event settles the one before it* on the same handle,
     at once, before anything is awaited. So a plain ``async for`` settles each
-    event when its turn of the loop is over. Leaving the loop settles nothing:
-    what was in hand when a program was cancelled or failed comes again, to
-    another handle now or to the next run.
+    event when its turn of the loop is over. Leaving the loop settles nothing.
+    An unsettled event is delivered again: to another handle when this one is
+    closed, or to the next run.
 
     A handle belongs to one task at a time. Several workers use `clone`, and
     compete for the events.
@@ -59,8 +59,8 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
     async def receive(self) -> Event:
         """Settle the event received before, and wait for the next one.
 
-        Being cancelled while it waits loses nothing; the event before it *is*
-        settled then.
+        If cancelled while waiting, no event is lost. The previous event stays
+        settled.
 
         Raises:
             trio.EndOfChannel: admission has ended and everything was received.

@@ -1,8 +1,8 @@
-"""One generation of connection: token, handshake, subscribe, read, end.
+"""One connection, from its token to its end: token, handshake, subscribe, read, end.
 
-Its phases stand in `_phase`. A connection reads until it ends; events go to
-the admission, everything else into the ledger and the notices. It knows
-nothing of the connections before and after it.
+Its phases are defined in `_phase`. A connection reads until it ends; events go
+to the admission, everything else into the ledger and the notices. It calls no
+other connection: the supervisor does that.
 """
 
 from __future__ import annotations
@@ -427,10 +427,10 @@ class Connection:
         return self._context.admission.try_admit(event, self.generation, now, arrived)
 
     async def _hold_back(self, event: Event, hold: Hold) -> None:
-        """Hold an event of a probe, or wait until the hold is released if it is full."""
+        """Hold an event of a probe; if the hold is full, wait until the held events are admitted."""
         arrived = self._not_before
         if hold.full:
-            # The probe has shown that the server is well. It is read again when the hold is released.
+            # The probe has shown that the server is well. It is read again when the held events are admitted.
             self.hold_is_full = True
             self._changed.unpark_all()
             with self._paused():
@@ -440,13 +440,13 @@ class Connection:
         elif not self._try_admit(event, self._context.reporter.moment(), arrived):
             await self._admit(event)
 
-    # ---- clocks ------------------------------------------------------------------------------------------------
+    # ---- timers ------------------------------------------------------------------------------------------------
 
     def _paused(self) -> _Paused:
         return _Paused(self)
 
     def pause_timers(self) -> None:
-        """Suspend the timers of heartbeat, stability and retirement while we are not reading."""
+        """Pause the timers of heartbeat, stability and retirement while the connection is not read."""
         if not self._pauses:
             now = self._waiting_since = trio.current_time()
             self._heartbeat.deadline = self._far_enough = math.inf
@@ -456,7 +456,7 @@ class Connection:
         self._pauses += 1
 
     def resume_timers(self, *, interrupted: bool) -> None:
-        """Start the timers again. *interrupted*: while we were not reading, the connection was ended."""
+        """Resume the timers. *interrupted*: the connection was ended while it was not read."""
         self._pauses -= 1
         if self._pauses:
             return
@@ -477,8 +477,8 @@ class Connection:
     def _on_bytes(self, count: int) -> None:
         """Count the bytes of a message that is still arriving as life: heartbeats queue behind it.
 
-        In steps, so that pings do not pass for the life of what is behind the
-        server's front; and within a limit, so that a trickle does not either.
+        Only steps of 1,024 bytes count, so that very small amounts of data do
+        not look like a working server; and only up to `MESSAGE_ALLOWANCE`.
         """
         self._progress += count
         if self._progress < _PROGRESS or not self._last_frame:

@@ -2,7 +2,7 @@
 
 Kadoa does not document how a server refuses a cursor. When several connections
 in a row subscribe with it and are closed before any event, there are three
-explanations: the server refuses the cursor, the server is out of order, or its
+explanations: the server refuses the cursor, the server is faulty, or its
 replay service is down. To drop the cursor would lose events in the second and
 third case. To use it for ever would leave the client without events in the
 first. So the supervisor opens a *probe* connection without the cursor, whose

@@ -1,4 +1,4 @@
-"""Loads the position before the first subscription, and saves it behind the events and on leaving.
+"""Loads the position before the first subscription; saves it in the background after settlements, and on leaving.
 
 Write-behind: one save at a time, then the newest position. Nothing waits for
 a save, except that admission pauses when too many settled events are unsaved.

@@ -4,13 +4,13 @@
 
     loop:
         connection = establish()           # backoff between attempts
-        serve it in the background         # its end is nobody else's business
+        serve it in the background         # it reads until it ends; its end does not end the loop
         wait until it needs a replacement  # its drain notice came and the advised delay has passed,
                                            # or it reached its maximum age, or it ended
 
-The loop waits for the newest connection only: one that is older, and dies,
-hangs or lingers, cannot stop it; and a replacement that dies during the
-overlap is simply the newest one ending.
+The loop waits for the newest connection only. An older connection that ends or
+hangs cannot stop the loop. If a replacement ends during the overlap, it is the
+newest connection that has ended, and the loop opens the next one.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class Supervisor:
             why = str(exc)
         except AttemptError as exc:
             self._last_failure = exc
-            self._refused_since = None  # any other answer starts the grace anew
+            self._refused_since = None  # any other failure ends the grace period; the next refusal starts a new one
             latest, retry_after, why = math.inf, exc.retry_after, str(exc)
         else:
             self._succeeded(connection)
@@ -338,7 +338,7 @@ class Supervisor:
                 older.retire("replaced", after=self._settings.timeouts.overlap)
 
     async def _make_place(self) -> None:
-        """Hold the maximum of sockets: retire the oldest connection, and wait until it is gone."""
+        """Keep to the maximum number of sockets: retire the oldest connection, and wait until it is gone."""
         while len(self._open) >= MAX_SOCKETS:
             oldest = next((one for one in self._open if one.ended), self._open[0])
             if not oldest.ended:
@@ -348,11 +348,11 @@ class Supervisor:
     # ---- the cursor check --------------------------------------------------------------------------------------
 
     async def _check_cursor(self, not_before: float) -> Connection:
-        """Find out whether the server refuses the cursor or is sick, and return the newest connection.
+        """Find out whether the server refuses the cursor or is faulty, and return the newest connection.
 
-        A probe connection without the cursor shows whether the server is
-        well; only then do others with the cursor, beside it, show what the
-        cursor is worth. See `_cursor_check` for when it is dropped.
+        A probe connection without the cursor shows whether the server works.
+        Only then do connections with the cursor, beside it, show whether the
+        server accepts the cursor. See `_cursor_check` for when it is dropped.
         """
         context, check = self._context, self._check
         cursor = context.ledger.resume_cursor
@@ -373,7 +373,7 @@ class Supervisor:
                 context.reporter.publish(CursorAccepted(cursor=cursor))
                 check.reset()
                 probe.retire("the cursor check is over", after=0.0)
-                # When the replay is over it has brought what was held; if it has not, that is handed out.
+                # When the replay is over, it has brought the held events; those that it has not brought are admitted.
                 assert self._nursery is not None
                 self._nursery.start_soon(self._decide_hold_later, candidate)
                 return candidate
@@ -388,7 +388,7 @@ class Supervisor:
                 return probe
             self._observe_end(candidate)
             not_before = self._next_after_failure()
-        # The server is sick. What was held is kept for the next check, or until its time is over.
+        # The server is faulty. The events stay held for the next check, or until `HOLD_TIME` has passed.
         check.postpone()
         newest = self._newest
         assert newest is not None
@@ -425,7 +425,7 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def _admit_held_later(self, hold: Hold) -> None:
-        """Hand out what is held, in order, when the check is over, the hold is full, or `HOLD_TIME` has passed."""
+        """Admit the held events, in order, when the check is over, the hold is full, or `HOLD_TIME` has passed."""
         context = self._context
         await _wait_either(hold.some, hold.decided)
         with trio.move_on_after(HOLD_TIME):
