@@ -374,11 +374,11 @@ class _Assembly:
         reporter: Reporter,
     ) -> None:
         self.reporter = reporter
-        self.ledger = Ledger(
+        self.ledger: Ledger = Ledger(
             settings.limits.dedupe_window, options.position, stable_after=settings.timeouts.stable_after
         )
-        self.buffer = Buffer(settings, self.ledger, reporter)
-        self.admission = Admission(
+        self.buffer: Buffer = Buffer(settings, self.ledger, reporter)
+        self.admission: Admission = Admission(
             self.ledger, self.buffer, reporter, event_types=options.event_types, workflow_ids=options.workflow_ids
         )
         self.saver: Saver | None = None
@@ -399,7 +399,7 @@ class _Assembly:
             self.admission.observe(self.repairer)
         team = TeamCheck(self.ledger, self.saver, self.repairer)
         context = ConnectionContext(settings, http, self.ledger, self.admission, reporter, team, rng)
-        self.supervisor = Supervisor(context, self.buffer.abandoned)
+        self.supervisor: Supervisor = Supervisor(context, self.buffer.abandoned)
         self.fault: CursorStoreError | None = None
         """What went wrong after the client had ended."""
 
@@ -485,6 +485,8 @@ async def _run(
     fault: Exception | None = assembly.buffer.take_fault() or assembly.fault
     if isinstance(crash, (KeyboardInterrupt, SystemExit)):
         raise crash
+    if crash is not None and isinstance(error, trio.Cancelled):
+        raise crash  # a task of ours has failed, and so cancelled the body
     if error is not None:
         if fault is not None and not isinstance(error, trio.Cancelled):
             error.add_note(f"kadoa_trio had failed, too: {type(fault).__name__}: {fault}")

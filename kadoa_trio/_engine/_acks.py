@@ -11,7 +11,7 @@ from collections import deque
 
 import trio
 
-from .._errors import AttemptError
+from .._errors import AttemptError, InternalError
 from .._events import Event
 from .._net._api import KadoaApi
 from ..notices import AcknowledgementsPaused
@@ -96,7 +96,7 @@ class Acknowledger:
         except trio.Cancelled:
             self._waiting.appendleft(event_id)
             raise
-        except AttemptError as exc:
+        except (AttemptError, InternalError) as exc:
             self.failed += 1
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= REFUSALS_BEFORE_REST:

@@ -112,7 +112,7 @@ class Admission:
         a known event must not be admitted again.
         """
         wanted = not self._filters or self._wants(event)
-        if not self._buffer.has_space(event.size if wanted else 0):
+        if self._buffer.closed or not self._buffer.has_space(event.size if wanted else 0):
             return False
         self._pass_on(event, self._ledger.admit_from_log(event.id), wanted=wanted)
         return True

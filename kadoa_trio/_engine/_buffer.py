@@ -11,7 +11,7 @@ import trio
 
 from .._events import Event
 from .._settings import Settings, SettlementObserver
-from ..notices import AdmissionPaused, State, Stopped
+from ..notices import AdmissionPaused, Stopped
 from ._ledger import Entry, Ledger
 from ._reporter import Reporter
 
@@ -89,7 +89,7 @@ class Buffer:
         self._fault: Exception | None = None
         self.closed: bool = False
         """Whether admission has ended."""
-        self.abandoned = trio.Event()
+        self.abandoned: trio.Event = trio.Event()
         """Set when the last handle is closed: nobody receives any more."""
 
     def observe(self, observer: SettlementObserver) -> None:
@@ -157,8 +157,8 @@ class Buffer:
 
     def stop(self) -> None:
         """End admission in an orderly way, and publish that."""
-        self.end()
-        if self._reporter.status.state not in (State.STOPPED, State.FAILED):
+        if not self.closed:
+            self.end()
             self._reporter.publish(Stopped())
 
     def take_fault(self) -> Exception | None:

@@ -255,7 +255,6 @@ class Connection:
                 wall_clock=context.reporter.wall_clock,
                 also=context.http.secrets,
             ) as socket:
-                self._enter(Phase.SUBSCRIBING)
                 self.cursor = context.ledger.open(
                     self.generation,
                     context.reporter.moment(),
@@ -266,6 +265,7 @@ class Connection:
                 self._received_before = context.admission.received
                 age = settings.timeouts.max_age * context.rng.uniform(1 - _AGE_JITTER, 1)
                 self.renew_at = trio.current_time() + age
+                self._enter(Phase.SUBSCRIBING)
                 try:
                     await self._subscribe(socket, token.team_id)
                     self._enter(Phase.SUBSCRIBED)

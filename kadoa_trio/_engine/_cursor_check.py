@@ -33,7 +33,9 @@ REFUSALS_BEFORE_DROP: Final = 5
 CHECK_TIME: Final = 120.0
 """Minimum time from the first of these refusals to the last, in seconds, because a replay service may restart."""
 MAX_PAUSE: Final = 60.0
-"""Maximum pause between two refusals that count together, in seconds: the server's state in a pause is not known.
+"""Maximum pause between two refusals that count together, in seconds, beside the longest life of such a connection.
+
+The server's state in a pause is not known.
 
 Longer than the maximum wait between two attempts, which is 30 s.
 """
@@ -90,6 +92,16 @@ class CursorCheck:
         new, self.running = not self.running, True
         return new
 
+    def outlived_by(self, probe: float, candidate: float) -> bool:
+        """Record the life of a connection with the cursor, and return whether the probe shows that others live longer.
+
+        Args:
+            probe: how long the probe has been live, in seconds.
+            candidate: how long the connection with the cursor was live, in seconds.
+        """
+        self.longest = max(self.longest, candidate)
+        return probe >= self.patience
+
     def refused(self, now: float) -> bool:
         """Record a refusal beside a healthy probe; return whether the cursor must be dropped.
 
@@ -98,7 +110,7 @@ class CursorCheck:
         """
         if not self._all:
             self._begun = now
-        if not self.refusals or now - self._last > MAX_PAUSE:
+        if not self.refusals or now - self._last > MAX_PAUSE + self.longest:
             self.refusals, self._first = 0, now
         self.refusals += 1
         self._all += 1

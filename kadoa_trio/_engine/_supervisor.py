@@ -64,8 +64,8 @@ def is_refusal(connection: Connection) -> bool:
 class Supervisor:
     """Opens the connections of a client, one after the other, and retires the old ones.
 
-    A background service: once it has started it raises nothing. A fault goes
-    to the channel of events.
+    A background service that raises nothing. A fault of the first connection
+    is `start_fault`; a later one goes to the channel of events.
 
     Args:
         context: what every connection works with.
@@ -92,7 +92,7 @@ class Supervisor:
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._crash: Exception | None = None
-        self.started = trio.Event()
+        self.started: trio.Event = trio.Event()
         """Set when the first subscription is sent, or the client has ended before."""
         self.start_fault: KadoaError | None = None
         """Why the first connection could not be made."""
@@ -107,6 +107,9 @@ class Supervisor:
         if self._context.admission.ended:
             return False
         self._crash = self._crash or fault
+        if self.started.is_set():
+            # At once: the program may leave before all sockets are closed.
+            self._context.admission.end(self._crash)
         self._scope.cancel(reason="the client has failed")
         return True
 
@@ -262,17 +265,16 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def _serve(self, connection: Connection, *, task_status: trio.TaskStatus[None]) -> None:
-        started = _Started(task_status)
         try:
-            await connection.run(task_status=started)
+            await connection.run(task_status=task_status)
         except Exception as exc:
-            if not started.done:
+            if not connection.was(Phase.SUBSCRIBED):
                 raise
             self._crash = self._crash or exc
             self._scope.cancel(reason="a connection crashed")
         finally:
             self._open.remove(connection)
-            if started.done:
+            if connection.was(Phase.SUBSCRIBED):
                 self._account_for(connection)
 
     def _account_for(self, connection: Connection) -> None:
@@ -310,7 +312,7 @@ class Supervisor:
         assert end is not None
         if is_refusal(connection):
             self._check.closed(connection.life)
-        elif connection.cursor is not None and (connection.events or connection.was(Phase.STABLE)):
+        elif connection.cursor is not None and (connection.events or self._has_outlived(connection)):
             self._check.reset()
         # Anything else, a reset or a time-out, says nothing about the cursor.
         self._last_failure = AttemptError("subscribe", str(end))
@@ -318,6 +320,10 @@ class Supervisor:
             if self._admitted_at_too_large == self._context.admission.received:
                 raise MessageTooLargeError(self._settings.limits.message_size)
             self._admitted_at_too_large = self._context.admission.received
+
+    def _has_outlived(self, connection: Connection) -> bool:
+        """Return whether a connection was stable, and lived longer than those that were closed before it."""
+        return connection.was(Phase.STABLE) and connection.life >= self._check.patience
 
     # ---- retiring ----------------------------------------------------------------------------------------------
 
@@ -369,6 +375,10 @@ class Supervisor:
                 # So much was delivered without it that the ledger has given the cursor up, with a possible gap.
                 self._end_check()
                 return candidate
+            if candidate.draining and not candidate.events and not candidate.ended:
+                # No result. The drain comes first; the check continues after the next close.
+                check.postpone()
+                return candidate
             if candidate.events or (candidate.was(Phase.STABLE) and not candidate.ended):
                 context.reporter.publish(CursorAccepted(cursor=cursor))
                 check.reset()
@@ -379,7 +389,12 @@ class Supervisor:
                 return candidate
             if probe.ended:
                 break
-            if is_refusal(candidate) and check.refused(trio.current_time()):
+            if (
+                is_refusal(candidate)
+                # A server that closes every connection after a while refuses no cursor: the probe must outlive the others.
+                and check.outlived_by(probe.life, candidate.life)
+                and check.refused(trio.current_time())
+            ):
                 context.reporter.publish(CursorDropped(cursor=cursor))
                 self._newest = probe
                 probe.replaced_by = None
@@ -396,10 +411,12 @@ class Supervisor:
 
     async def _wait_for_result(self, candidate: Connection) -> None:
         """Wait until a connection with the cursor has delivered an event, has ended, or has lived for long enough."""
-        await candidate.wait_until(lambda: candidate.events > 0 or candidate.phase >= Phase.STABLE)
+        await candidate.wait_until(
+            lambda: candidate.events > 0 or candidate.draining or candidate.phase >= Phase.STABLE
+        )
         # Those before it were closed after they were stable: this one must outlive them.
         with trio.move_on_after(max(self._check.patience - candidate.life, 0.0)):
-            await candidate.wait_until(lambda: candidate.events > 0 or candidate.ended)
+            await candidate.wait_until(lambda: candidate.events > 0 or candidate.draining or candidate.ended)
 
     def _end_check(self) -> None:
         self._check.reset()
@@ -456,15 +473,3 @@ async def _wait_either(*events: trio.Event) -> None:
             nursery.start_soon(_cancel_when, event, nursery.cancel_scope)
         await events[0].wait()
         nursery.cancel_scope.cancel(reason="what was waited for has come")
-
-
-class _Started(trio.TaskStatus[None]):
-    """Passes the start on, and remembers it."""
-
-    def __init__(self, outer: trio.TaskStatus[None]) -> None:
-        self._outer = outer
-        self.done = False
-
-    def started(self, value: None = None) -> None:
-        self._outer.started(value)
-        self.done = True

@@ -53,7 +53,7 @@ def censored_logs(*secrets: Secret) -> Iterator[None]:
     if not isinstance(factory, _CensoringFactory):
         # It is never taken out, because that could take out a factory that a program has set meanwhile.
         logging.setLogRecordFactory(_CensoringFactory(factory))
-    reset = _in_use.set(secrets)
+    reset = _in_use.set((*_in_use.get(), *secrets))
     try:
         yield
     finally:

@@ -13,8 +13,8 @@ from typing import Final
 import attrs
 from rich.text import Text
 
+from .. import EventChannelStatistics
 from .._client import Realtime, RealtimeStatistics
-from .._engine._buffer import EventChannelStatistics
 from .._events import Event
 from .._redact import presentable
 from ..notices import AttemptStarted, Draining, Live, Lost, Notice, Replaced, Retrying, State, Subscribed

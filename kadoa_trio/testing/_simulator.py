@@ -243,12 +243,12 @@ class SimulatedKadoa:
         try:
             yield
         finally:
-            default_endpoints.reset(token)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+            default_endpoints.reset(token)
 
     @property
     def subscriptions(self) -> list[tuple[int, str | None]]:
