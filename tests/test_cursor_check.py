@@ -15,6 +15,25 @@ from kadoa_trio._engine._cursor_check import (
 )
 
 
+def test_patience_follows_the_longest_life_until_the_check_ends() -> None:
+    check = CursorCheck()
+    check.closed(12.0)
+    check.closed(4.0)
+    assert check.patience == 1.5 * 12.0 + 5
+    assert not check.outlived_by(34.0, 20.0)  # the probe has lived longer, but not for long enough to show it
+    assert check.longest == 20.0
+    assert check.outlived_by(35.0, 20.0)
+    check.reset()
+    assert check.patience == 5.0
+
+
+def test_refusals_after_long_lives_count_together() -> None:
+    check = CursorCheck()
+    check.closed(100.0)
+    times = [100.0 * number for number in range(REFUSALS_BEFORE_DROP)]
+    assert [check.refused(now) for now in times] == [False] * (REFUSALS_BEFORE_DROP - 1) + [True]
+
+
 def test_check_is_due_after_consecutive_closes() -> None:
     check = CursorCheck()
     for number in range(CLOSES_BEFORE_CHECK):

@@ -31,6 +31,7 @@ from kadoa_trio import (
     Timeouts,
     open_realtime,
 )
+from kadoa_trio._engine._acks import Acknowledger
 from kadoa_trio.notices import (
     AcknowledgementsPaused,
     AdmissionPaused,
@@ -574,6 +575,29 @@ async def test_file_that_was_deleted_is_made_again_by_the_last_save(
         kadoa.publish()
         async with connect(kadoa, cursor_store=SQLiteCursorStore(path)) as realtime:
             assert await take(realtime, 1) == [kadoa.published[-1].id] != [event.id]
+
+
+async def test_fault_is_raised_though_the_program_leaves_at_the_same_moment(autojump_clock: Clock) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        with pytest.raises(OwnershipLostError):
+            async with connect(kadoa) as realtime:
+                await realtime.wait_live()
+                assert realtime._assembly.supervisor.fail(OwnershipLostError("another client saves here now"))
+
+
+async def test_crash_of_a_background_task_is_raised_as_it_is(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crash(_self: Acknowledger) -> None:
+        await trio.sleep(1)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Acknowledger, "run", crash)
+    async with open_simulated_kadoa() as kadoa:
+        with pytest.raises(RuntimeError, match="a bug"):
+            async with connect(kadoa) as realtime:
+                async for _event in realtime.events:
+                    pass
 
 
 async def test_lost_ownership_ends_the_client(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ what such a server would send.
 from __future__ import annotations
 
 import functools
+import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -39,7 +40,7 @@ from kadoa_trio.notices import (
     PossibleGap,
     State,
 )
-from kadoa_trio.testing import Faults, PublishedEvent, SimulatedKadoa, open_simulated_kadoa
+from kadoa_trio.testing import Faults, PublishedEvent, SimulatedConnection, SimulatedKadoa, open_simulated_kadoa
 
 DAY = 86_400.0
 
@@ -355,21 +356,37 @@ async def test_cursor_that_is_refused_after_the_connection_was_stable_is_dropped
     assert [gap.reason for gap in realtime.statistics().gaps] == [GapReason.CURSOR_DROPPED]
 
 
-@scenario()
-async def test_quiet_server_that_closes_every_connection_after_a_while_keeps_the_cursor(
-    kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer
-) -> None:
-    for _ in range(20):
-        connection = kadoa.newest
-        await trio.sleep(40)
+@pytest.mark.parametrize("seed", range(3))
+def test_quiet_server_that_closes_every_connection_after_a_while_keeps_the_cursor(seed: int) -> None:
+    # A load balancer with a limit on idle connections: each connection has a life of its own.
+    rng = random.Random(seed)
+
+    async def close_later(connection: SimulatedConnection) -> None:
+        await trio.sleep(rng.uniform(15, 200))
         if connection.open:
             connection.close(1001, "idle")
-        await trio.sleep(5)
-    assert not notices(realtime, CursorDropped)
-    event = kadoa.publish()
-    await trio.sleep(30)
-    assert consumer.ids[-1] == event.id
-    assert realtime.statistics().gap_count == 0
+
+    @scenario()
+    async def run(kadoa: SimulatedKadoa, realtime: Realtime, consumer: Consumer) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def balance() -> None:
+                count = len(kadoa.subscribed)
+                nursery.start_soon(close_later, kadoa.newest)
+                while True:
+                    count += 1
+                    nursery.start_soon(close_later, await kadoa.wait_subscribed(count))
+
+            nursery.start_soon(balance)
+            await trio.sleep(3 * 3_600)
+            nursery.cancel_scope.cancel()
+        assert not notices(realtime, CursorDropped)
+        assert realtime.statistics().gap_count == 0
+        event = kadoa.publish()
+        await trio.sleep(60)
+        assert consumer.ids[-1] == event.id
+
+    run()
 
 
 # ---- backoff, age, refusals ----------------------------------------------------------------------------------------
