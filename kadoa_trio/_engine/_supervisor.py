@@ -40,6 +40,7 @@ from ..notices import (
     HeldEventsReleased,
     Refused,
     Retrying,
+    State,
 )
 from ._connection import Connection, ConnectionContext
 from ._cursor_check import HOLD_TIME, REFUSAL_TIME, CursorCheck, Hold
@@ -102,14 +103,15 @@ class Supervisor:
         self._context.admission.stop()
         self._scope.cancel(reason="the client was stopped")
 
-    def fail(self, fault: Exception) -> bool:
+    def fail(self, fault: KadoaError) -> bool:
         """End all connections with a fault from elsewhere; return False if they have ended already."""
         if self._context.admission.ended:
             return False
         self._crash = self._crash or fault
         if self.started.is_set():
             # At once: the program may leave before all sockets are closed.
-            self._context.admission.end(self._crash)
+            self._report_failure(fault)
+            self._context.admission.end(fault)
         self._scope.cancel(reason="the client has failed")
         return True
 
@@ -146,13 +148,17 @@ class Supervisor:
             bug = fault
             fault = InternalError(f"the client failed by a bug of its own ({type(bug).__name__}); please report it")
             fault.__cause__ = bug
-        self._context.reporter.publish(Failed(fault=f"{type(fault).__name__}: {fault}"))
+        self._report_failure(fault)
         if self.started.is_set():
             self._context.admission.end(fault)
         else:
             self._context.admission.end()
             self.start_fault = fault
             self.started.set()
+
+    def _report_failure(self, fault: KadoaError) -> None:
+        if self._context.reporter.status.state is not State.FAILED:
+            self._context.reporter.publish(Failed(fault=f"{type(fault).__name__}: {fault}"))
 
     @trio.lowlevel.enable_ki_protection
     async def _stop_when_abandoned(self) -> None:
