@@ -1,7 +1,8 @@
 """What the client reports about itself: its state, and a notice for each change.
 
 `Realtime.notices` delivers the notices. Each notice is also a record of the
-logger ``kadoa_trio.client``, with the same text.
+logger ``kadoa_trio.client``, with the same text; its attribute ``notice`` is
+the notice.
 """
 
 from __future__ import annotations

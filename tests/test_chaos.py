@@ -20,7 +20,7 @@ NOT_YET: frozenset[str] = frozenset()
 """What servers and programs may do that the client does not bear yet: known defects. To be empty."""
 IGNORED: frozenset[str] = frozenset()
 """Promises that are known not to be kept yet. To be empty."""
-SEEDS = 60
+SEEDS = 32
 SHARES = 4
 
 

@@ -24,7 +24,7 @@ from _processes import Running, environment_without, finished
 
 from kadoa_trio import Position, SQLiteCursorStore
 from kadoa_trio.cli import main
-from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
+from kadoa_trio.testing import Faults, SimulatedKadoa, open_simulated_kadoa
 
 pytestmark = pytest.mark.sockets
 
@@ -104,28 +104,36 @@ def test_help_names_every_command_and_the_exit_codes(capsys: pytest.CaptureFixtu
         ["--nothing"],
     ],
 )
-async def test_wrong_use_is_2_and_says_why(arguments: list[str]) -> None:
-    done = await finish(*arguments, env=environment(KADOA_API_KEY="key-for-nothing"))
-    assert done.returncode == 2
-    assert done.stdout == b""
-    assert len(done.stderr) > 10
+def test_wrong_use_is_2_and_says_why(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KADOA_API_KEY", "key-for-nothing")
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err) > 10
+    assert "Traceback" not in said.err
 
 
 @pytest.mark.parametrize("arguments", [["listen"], ["watch"], ["forward", "http://127.0.0.1:1"], ["send-test", "x"]])
-async def test_no_key_is_2_and_names_both_ways(arguments: list[str]) -> None:
-    done = await finish(*arguments, env=environment())
-    assert done.returncode == 2
-    assert b"KADOA_API_KEY" in done.stderr
-    assert b"--api-key-file" in done.stderr
+def test_no_key_is_2_and_names_both_ways(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KADOA_API_KEY", raising=False)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "KADOA_API_KEY" in said
+    assert "--api-key-file" in said
 
 
-async def test_wrong_key_is_1_and_one_line(kadoa: SimulatedKadoa) -> None:
+async def test_wrong_key_is_1_and_ends_with_the_reason(kadoa: SimulatedKadoa) -> None:
     for arguments in (["listen"], ["setup", "--event", "workflow_failed"], ["send-test", "workflow_failed"]):
         done = await finish(*arguments, env=environment(kadoa, KADOA_API_KEY="wrong-key-12345678"))
         assert done.returncode == 1
         assert done.stdout == b""
-        (line,) = done.stderr.splitlines()
+        *attempts, line = done.stderr.splitlines()
         assert line.startswith(b"kadoa-trio: Kadoa refused the API key (HTTP 401")
+        assert all(b"attempt failed" in attempt for attempt in attempts)
 
 
 async def test_key_comes_from_a_file_or_stdin(kadoa: SimulatedKadoa, tmp_path: Path) -> None:
@@ -286,6 +294,19 @@ async def test_signal_ends_listen_with_a_summary(kadoa: SimulatedKadoa, number: 
         await run.until(lambda: run.out)
         assert await run.end(number) == code
     assert re.search(rb"kadoa-trio: 1 event in \d+ s; 1 connection; cursor 1742-0\n$", run.err), run.err
+
+
+async def test_failing_attempts_are_shown_before_the_first_connection(kadoa: SimulatedKadoa) -> None:
+    kadoa.faults = Faults(token_status=503)
+    async with running("listen", env=environment(kadoa)) as run:
+        await run.until(lambda: b"attempt failed" in run.err)
+        assert b"503" in run.err
+        kadoa.heal()
+        await kadoa.wait_subscribed(1)
+        kadoa.publish()
+        await run.until(lambda: run.out)
+        assert await run.end(signal.SIGINT) == 130
+    assert len(set(run.err.splitlines())) == len(run.err.splitlines())  # each notice once
 
 
 async def test_closed_pipe_is_a_clean_end(kadoa: SimulatedKadoa) -> None:
@@ -637,16 +658,14 @@ async def test_simulate_serves_any_client_and_has_its_faults(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "arguments", [["simulate", "--rate", "nan"], ["simulate", "--seconds", "nan"], ["demo", "--seconds", "nan"]]
 )
-async def test_nan_is_a_usage_error(arguments: list[str]) -> None:
-    done = await finish(*arguments, env=environment())
-    assert done.returncode == 2
-    assert b"is not a number" in done.stderr
+def test_nan_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "is not a number" in capsys.readouterr().err
 
 
-async def test_key_file_without_an_end_is_a_usage_error() -> None:
-    done = await finish("send-test", "workflow_failed", "--api-key-file", "/dev/zero", env=environment())
-    assert done.returncode == 2
-    assert b"longer than 10000 characters" in done.stderr
+def test_key_file_without_an_end_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["send-test", "workflow_failed", "--api-key-file", "/dev/zero"]) == 2
+    assert "longer than 10000 characters" in capsys.readouterr().err
 
 
 async def test_closed_standard_output_is_one_line() -> None:

@@ -219,11 +219,11 @@ async def test_long_outage_is_outwaited_without_a_storm(autojump_clock: Any, pai
         kadoa.faults = Faults(**fault)
         kadoa.newest.reset()
         sent = kadoa.publish_many(3)
-        await trio.sleep(HOUR)  # the waits are at their longest after a minute
+        await trio.sleep(HOUR / 2)  # the waits are at their longest after a minute
         assert realtime.state is State.CONNECTING
         attempts = realtime.statistics().attempts - before
         # Backoff to 30 s at most, half of it on average: neither deaf nor a storm.
-        assert 60 <= attempts <= 60 * 6
+        assert 30 <= attempts <= 30 * 6
         kadoa.heal()
         assert await take(realtime, 3) == ids(sent)
         assert realtime.statistics().gap_count == 0
@@ -572,7 +572,7 @@ async def test_chained_drains_under_load_lose_nothing(autojump_clock: Any, pair:
             async for event in realtime.events:
                 received.append(event.id)
 
-        for step in range(2000):
+        for step in range(1000):
             sent.append(kadoa.publish())
             if step % 200 == 100 and any(one.subscribed for one in kadoa.connections):
                 kadoa.newest.drain(300, close_after=2)

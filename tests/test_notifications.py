@@ -147,6 +147,7 @@ async def test_refusals_have_their_kinds(status: int, kind: type[Exception]) -> 
         b'{"data":{"channels":5,"settings":5}}',
         b'{"data":{"channels":[{"name":"no id"}],"settings":[{"id":"x"}]}}',
         b'{"data":{"channels":[7],"settings":[{"id":"x","eventType":"y","enabled":"yes"}]}}',
+        b'{"data":{"channels":[7],"settings":[{"id":"\\ud800","eventType":"y"}]}}',
         b"[" * 100_000,
     ],
 )

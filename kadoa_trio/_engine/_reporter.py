@@ -194,7 +194,7 @@ class Reporter:
         if _log.isEnabledFor(notice.level):
             text = str(notice)
             with contextlib.suppress(Exception):  # of a logging filter of the program's: the client goes on
-                _log.log(notice.level, "%s", text)
+                _log.log(notice.level, "%s", text, extra={"notice": notice})
         try:
             self._send.send_nowait(notice)
         except trio.WouldBlock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Literal
 
 import attrs
@@ -13,7 +14,7 @@ from .._client import open_realtime
 from .._events import Event
 from .._redact import Secret, revealed
 from .._stores import SQLiteCursorStore
-from ._output import Output, Summary, event_line, say_notices
+from ._output import Output, Summary, event_line, saying_notices
 
 Format = Literal["auto", "text", "json"]
 
@@ -60,23 +61,25 @@ async def follow(
             cancellation ends the command.
     """
     summary = Summary()
-    async with (
-        open_realtime(revealed(source.api_key), **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(say_notices, realtime)
-        for task in beside:
-            nursery.start_soon(task, nursery.cancel_scope)
-        try:
-            async for event in realtime.events:
-                await handle(event)
-                summary.events += 1
-                if summary.events == limit:
-                    realtime.events.settle()
-                    break
-        finally:
-            summary.say(realtime)
-        nursery.cancel_scope.cancel(reason="done")
+    with ExitStack() as stack:
+        stack.enter_context(saying_notices())
+        async with (
+            open_realtime(revealed(source.api_key), **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
+            trio.open_nursery() as nursery,
+        ):
+            for task in beside:
+                nursery.start_soon(task, nursery.cancel_scope)
+            try:
+                async for event in realtime.events:
+                    await handle(event)
+                    summary.events += 1
+                    if summary.events == limit:
+                        realtime.events.settle()
+                        break
+            finally:
+                stack.close()  # the summary is the last line
+                summary.say(realtime)
+            nursery.cancel_scope.cancel(reason="done")
 
 
 async def listen(source: Source, *, limit: int | None, form: Format) -> int:

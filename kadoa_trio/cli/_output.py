@@ -7,6 +7,8 @@ import os
 import stat
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 import trio
@@ -22,7 +24,7 @@ from .._events import (
     WorkflowRecovered,
 )
 from .._redact import presentable
-from ..notices import Notice
+from ..notices import Failed, Notice, Stopped
 
 _COLOURS = {
     "workflow_failed": "red",
@@ -87,11 +89,33 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-async def say_notices(realtime: Realtime) -> None:
-    """Print the client's notices to stderr."""
-    async for notice in realtime.notices:
-        if is_for_people(notice):
-            say(str(notice))
+class _SayingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(getattr(record, "notice", None), Failed | Stopped):
+            return  # the command says how it ends itself
+        try:
+            say(record.getMessage())
+        except Exception:  # as the standard library's handlers do: a closed stderr does not end the client
+            self.handleError(record)
+
+
+@contextmanager
+def saying_notices() -> Iterator[None]:
+    """Print the notices of clients to stderr for the duration of a block.
+
+    The texts are those of the log records, because `Realtime.notices` can be
+    read only after the first connection is open, and the attempts before it
+    can fail for hours.
+    """
+    logger = logging.getLogger("kadoa_trio.client")
+    level, handler = logger.level, _SayingHandler(logging.INFO)
+    logger.addHandler(handler)
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def is_for_people(notice: Notice) -> bool:

@@ -386,4 +386,13 @@ def _setting(row: object, name: str) -> Setting:
         # The API takes ids, and may answer with whole channels.
         ids = [channel.get("id") if isinstance(channel, dict) else channel for channel in row["channels"]]
         row = {**row, "channelIds": ids}
-    return _one(Setting, row, name)
+    setting = _one(Setting, row, name)
+    try:
+        setting.id.encode()  # it goes into a URL
+    except UnicodeEncodeError:
+        readable = False
+    else:
+        readable = True
+    if not readable:
+        raise ProtocolError("notifications", f"{name}.id: not valid Unicode")
+    return setting
