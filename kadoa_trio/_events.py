@@ -22,13 +22,13 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import Any, Final, Literal, TypeVar, final, get_args, get_origin
 
 import attrs
 import cattrs
 import cattrs.gen
 import msgspec
+from msgspec.structs import force_setattr
 
 IdSource = Literal["id", "cursor", "digest"]
 """What identifies an event: its own id, its cursor, or a digest of its frame, its overlong id or its overlong cursor."""
@@ -187,8 +187,7 @@ EVENT_TYPES: Final[Mapping[str, EventType]] = {
 
 
 @final
-@attrs.frozen(eq=False, repr=False)
-class Event:
+class Event(msgspec.Struct, frozen=True, eq=False):
     """Something that happened in Kadoa.
 
     Events are values: two are equal when they have the same id, type, cursor
@@ -214,7 +213,7 @@ class Event:
 
     Maximum length in characters: 256; a longer type is cut and ends with ``…``.
     """
-    _time: object = attrs.field(repr=False)
+    _time: Any
     cursor: str | None
     """The position of the event in the server's stream; None if the server sent none.
 
@@ -232,18 +231,42 @@ class Event:
     """
     from_log: bool = False
     """Whether the event comes from Kadoa's notification log, to repair a gap. Such an event is late and out of order."""
+    # What was parsed on demand; None for what was not yet. No cached_property: it would need a dict for each event.
+    _timestamp: datetime | None = None
+    _raw: dict[str, Any] | None = None
+    _message: Message | None = None
 
-    @cached_property
+    @property
     def timestamp(self) -> datetime | None:
         """When the event happened, in UTC; None if the frame has no readable time."""
-        return read_time(self._time)
+        if self._timestamp is None:
+            force_setattr(self, "_timestamp", read_time(self._time))
+        return self._timestamp
 
-    @cached_property
+    @property
     def raw(self) -> dict[str, Any]:
         """The whole frame, parsed: everything that the server sent, unknown fields included.
 
         Parsed once and shared with `message`, so copy it before changing it.
         """
+        if self._raw is None:
+            force_setattr(self, "_raw", self._parse())
+            assert self._raw is not None
+        return self._raw
+
+    @property
+    def message(self) -> Message:
+        """The payload: an object of the class of its event type, or an `OtherMessage`. Parsed once."""
+        if self._message is None:
+            payload = self.raw.get("message")
+            if payload is None:
+                # Webhooks, and Kadoa's older pages about the socket, name the payload ``data``.
+                payload = self.raw.get("data")
+            force_setattr(self, "_message", to_message(self.type, payload))
+            assert self._message is not None
+        return self._message
+
+    def _parse(self) -> dict[str, Any]:
         try:
             frame = parse_json(self._frame)
         except (ValueError, RecursionError):
@@ -253,15 +276,6 @@ class Event:
         if isinstance(frame, dict):
             return frame
         return {"eventType": self.type, **({"id": self.id} if self.id_source == "id" else {})}
-
-    @cached_property
-    def message(self) -> Message:
-        """The payload: an object of the class of its event type, or an `OtherMessage`. Parsed once."""
-        payload = self.raw.get("message")
-        if payload is None:
-            # Webhooks, and Kadoa's older pages about the socket, name the payload ``data``.
-            payload = self.raw.get("data")
-        return to_message(self.type, payload)
 
     @property
     def size(self) -> int:
@@ -281,6 +295,11 @@ class Event:
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without what was parsed: copies and pickles stay small.
+        fields = (self.id, self.type, self._time, self.cursor, self.id_source, self._frame, self.workflow_id)
+        return (Event, (*fields, self.from_log))
 
     def __repr__(self) -> str:
         kind = self.type if self.type.isprintable() and len(self.type) <= _MAX_REPR else _short(self.type)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -231,12 +231,17 @@ def test_events_are_values() -> None:
     assert event != event_of(text.replace("Page layout", "Layout"))
     assert event != text
     _ = event.message, event.raw
-    for other in (copy.copy(event), copy.deepcopy(event), pickle.loads(pickle.dumps(event)), attrs.evolve(event)):
+    for other in (
+        copy.copy(event),
+        copy.deepcopy(event),
+        pickle.loads(pickle.dumps(event)),
+        msgspec.structs.replace(event),
+    ):
         assert other == event
         assert other.message == event.message
         assert other.raw == event.raw
         assert other.timestamp == event.timestamp
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         event.id = "2"  # type: ignore[misc]  # what the test is about
 
 

@@ -961,7 +961,7 @@ async def test_deadline_of_the_caller_is_a_cancellation_and_not_a_time_out(
 @pytest.mark.parametrize("strict", [True, False])
 def test_keyboard_interrupt_wins(strict: bool) -> None:
     async def main(body_raises: bool) -> None:
-        network = MemoryNetwork(speak(frame(b"x")))
+        network = MemoryNetwork(speak(frame(b"x", final=False)))
 
         def interrupt(_count: int) -> None:
             # In the reader's task, after the handshake.

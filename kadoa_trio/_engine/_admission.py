@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from .._events import Event
@@ -95,12 +96,16 @@ class Admission:
         # A filtered event counts, too: it lies between the oldest unsettled event and the newest one.
         if not buffer.has_space(event.size if wanted else 0):
             return False
-        gaps: list[Gap] = []
+        gaps: Sequence[Gap] = ()
         if apart:
             entry = ledger.admit_apart(event.id)
         else:
             entry, gaps = ledger.admit(generation, event.id, event.cursor, now, arrived)
-        self._pass_on(event, entry, wanted=wanted)
+        if wanted:
+            self.received += 1
+            buffer.put(event, entry)
+        else:
+            self._pass_on(event, entry, wanted=False)
         if gaps:
             self.report_gaps(gaps)
         return True
@@ -126,7 +131,7 @@ class Admission:
             self.filtered += 1
             self._buffer.settle(event, entry)
 
-    def report_gaps(self, gaps: list[Gap]) -> None:
+    def report_gaps(self, gaps: Sequence[Gap]) -> None:
         """Publish possible gaps, and have them saved and repaired."""
         for gap in gaps:
             self._reporter.publish(PossibleGap(gap=gap))

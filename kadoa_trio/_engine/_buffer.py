@@ -7,6 +7,7 @@ from collections import deque
 from typing import Final
 
 import attrs
+import msgspec
 import trio
 
 from .._events import Event
@@ -19,15 +20,12 @@ _LOW_WATER: Final = 0.8
 """A full buffer takes events again when it is down to this share of its limits: not one wake-up for every event."""
 
 
-class BufferedEvent:
+class BufferedEvent(msgspec.Struct, eq=False, gc=False):
     """An admitted event that is not settled yet."""
 
-    __slots__ = ("attempt", "entry", "event")
-
-    def __init__(self, event: Event, entry: Entry) -> None:
-        self.event: Event = event
-        self.entry: Entry = entry
-        self.attempt: int = 1
+    event: Event
+    entry: Entry
+    attempt: int = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -100,12 +98,13 @@ class Buffer:
 
     def has_space(self, size: int) -> bool:
         """Return whether an event of *size* bytes may be admitted now."""
+        ledger, events = self._ledger, self._events
         return (
-            self._events < self._max_events
+            events < self._max_events
             # One that is larger than the whole budget is let in alone, or it could never be delivered.
-            and (self._bytes + size <= self._max_bytes or not self._events)
-            and self._ledger.unsettled < self._max_unsettled
-            and self._ledger.settled_count + self._in_hand < self._max_settled
+            and (self._bytes + size <= self._max_bytes or not events)
+            and ledger.unsettled < self._max_unsettled
+            and ledger.settled_count + self._in_hand < self._max_settled
         ) or self.closed
 
     def saved(self, count: int) -> None:
@@ -138,14 +137,13 @@ class Buffer:
 
     def put(self, event: Event, entry: Entry) -> None:
         """Put an admitted event into the buffer."""
-        buffered = BufferedEvent(event, entry)
         self._in_hand += 1
         self._events += 1
         self._bytes += event.size
         if self._growing is not None:
-            self._growing.append(buffered)
+            self._growing.append(BufferedEvent(event, entry))
         else:
-            self._offer([buffered])
+            self._offer([BufferedEvent(event, entry)])
 
     def end(self, fault: Exception | None = None) -> None:
         """End admission. What is buffered can still be received; then *fault* is raised once, if there is one."""

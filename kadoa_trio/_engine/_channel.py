@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import NoReturn, final
+from typing import Any, NoReturn, final
 
 import trio
 
@@ -55,8 +56,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         in_hand = f", unsettled: {presentable(self._current.event.id, 80)}" if self._current is not None else ""
         return f"<EventChannel, {self._buffer.statistics().buffered_events} buffered{in_hand}>"
 
-    @trio.lowlevel.enable_ki_protection
-    async def receive(self) -> Event:
+    def receive(self) -> Coroutine[Any, Any, Event]:
         """Settle the event received before, and wait for the next one.
 
         If cancelled while waiting, no event is lost. The previous event stays
@@ -69,9 +69,11 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             trio.ClosedResourceError: this handle was closed.
             KadoaError: the fault that ended the client; once, on one handle.
         """
-        self._current = buffered = await self._take()
-        self._owner = self._asking
-        return buffered.event
+        # Not a coroutine that awaits another one: each event goes through here.
+        return self._next(trio.EndOfChannel)
+
+    def __anext__(self) -> Coroutine[Any, Any, Event]:
+        return self._next(StopAsyncIteration)
 
     @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> Event:
@@ -191,7 +193,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             self._buffer.settle_taken(buffered)
 
     @trio.lowlevel.enable_ki_protection
-    async def _take(self) -> BufferedEvent:
+    async def _next(self, end: type[Exception]) -> Event:
         self._ask()
         self._busy = True
         buffer = self._buffer
@@ -201,24 +203,33 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             if self._closed:
                 raise trio.ClosedResourceError
             buffered = buffer.from_line()
-            if buffered is not None:
-                return buffered
-            try:
-                batch = self._receive.receive_nowait()
-            except trio.WouldBlock:
-                # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
-                batch = await self._receive.receive()
-            return buffer.split(batch)
+            if buffered is None:
+                try:
+                    batch = self._receive.receive_nowait()
+                except trio.WouldBlock:
+                    # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
+                    batch = await self._receive.receive()
+                buffered = buffer.split(batch)
         except trio.EndOfChannel:
-            self._end()
+            self._end(end)
         finally:
             self._busy = False
+        self._current = buffered
+        self._owner = self._asking
+        return buffered.event
 
-    def _end(self) -> NoReturn:
+    def _take(self) -> BufferedEvent:
+        """Give the current event to a delivery, which settles it."""
+        buffered, self._current = self._current, None
+        self._owner = None
+        assert buffered is not None
+        return buffered
+
+    def _end(self, end: type[Exception] = trio.EndOfChannel) -> NoReturn:
         fault = self._buffer.take_fault()
         if fault is not None:
             raise fault from fault.__cause__
-        raise trio.EndOfChannel
+        raise end
 
 
 @final
@@ -248,7 +259,8 @@ class Delivery:
     async def __aenter__(self) -> Delivery:
         if self._taken is not None:
             raise RuntimeError("a delivery can be entered once")
-        self._taken = await self._channel._take()
+        await self._channel._next(trio.EndOfChannel)
+        self._taken = self._channel._take()
         return self
 
     @trio.lowlevel.enable_ki_protection

@@ -7,11 +7,11 @@ other connection: the supervisor does that.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Final
 
 import attrs
@@ -145,6 +145,12 @@ class Connection:
         self._pauses = 0
         self._waiting_since = 0.0
         self._resumed = trio.Event()
+        # The socket's reader handles messages in its own task: whether it does, what it waits in, and whether it must end.
+        self._idle = trio.Event()
+        self._idle.set()
+        self._wait_scope = trio.CancelScope()
+        self._stopping = False
+        self._fault: Exception | None = None
         self._last_frame = 0.0
         # Until this time a frame need not move the heartbeat's deadline.
         self._far_enough = 0.0
@@ -297,11 +303,21 @@ class Connection:
 
     async def _serve(self, socket: Socket) -> End:
         end: End | None = None
-        with self._life:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch)
-                end = await self._read_while_alive(socket)
-                nursery.cancel_scope.cancel(reason="the connection has ended")
+        try:
+            with self._life:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch)
+                    end = await self._read_while_alive(socket)
+                    nursery.cancel_scope.cancel(reason="the connection has ended")
+        finally:
+            # The socket's reader calls `_handle` in its own task: when the connection has ended, it must not.
+            socket.stop()
+            self._stopping = True
+            self._wait_scope.cancel(reason="the connection has ended")
+            with trio.CancelScope(shield=True):
+                await self._idle.wait()  # noqa: ASYNC102  # shielded, and over at the next step of the reader
+        if self._fault is not None:
+            raise self._fault
         if end is not None:
             return end
         return End(EndReason.RETIRED, detail=self._why_retired)
@@ -315,7 +331,7 @@ class Connection:
         looked_after: float | None = None
         while True:
             with self._heartbeat:
-                return await self._read(socket)
+                return await socket.read(self._handle)
             if self._last_frame == looked_after:
                 return End(EndReason.SILENT, detail=f"{timeout:g} s")
             # Expired. The event loop may have been blocked: look at the socket once before the connection is given up.
@@ -327,49 +343,64 @@ class Connection:
             self._far_enough = 0.0
             self._heartbeat = trio.CancelScope(deadline=now + _LAST_LOOK)
 
-    async def _read(self, socket: Socket) -> End:
+    @trio.lowlevel.enable_ki_protection
+    async def _handle(self, messages: list[str | bytes]) -> None:
+        """Handle messages that have arrived together. Called by the socket, mostly in the task of its reader."""
+        self._idle = trio.Event()
+        try:
+            await self._handle_each(messages)
+        except Exception as exc:
+            # A bug. It must not look like one of the server's: `_serve` raises it.
+            self._fault = exc
+            self._stopping = True
+            self._life.cancel(reason="a message could not be handled")
+        finally:
+            self._idle.set()
+
+    async def _handle_each(self, messages: list[str | bytes]) -> None:
         context = self._context
-        reporter, ledger = context.reporter, context.ledger
-        timeout = context.settings.timeouts.heartbeat
-        slack = timeout * _HEARTBEAT_SLACK
-        while True:
-            try:
-                message = await socket.receive()
-            except SocketEnded as exc:
-                return exc.end
-            moment = reporter.moment()
-            now = self._last_frame = moment[1]
-            if now - self._asked[1] >= _WAITED:
-                self._not_before = self._caught_up = self._asked
-            elif now - self._caught_up[1] >= _CATCH_UP:
-                self._not_before, self._caught_up = self._caught_up, moment
-            self._asked = moment
-            ledger.last_life = self._not_before[0]
-            self._progress = 0
-            if now > self._far_enough and message:  # an empty message is no sign of life
-                self._heartbeat.deadline = now + timeout + slack
-                self._far_enough = now + slack
-            if self.phase is Phase.SUBSCRIBED:
-                self._become_live(moment)
+        moment = context.reporter.moment()
+        self._note_life(moment, messages)
+        try_admit, generation, hold = context.admission.try_admit, self.generation, self._hold
+        for message in messages:
             frame = decode(message)
-            del message  # a large one is not kept for the time that its event waits
             if isinstance(frame, Event):
                 self.events += 1
                 if self.events == 1:
                     self._changed.unpark_all()
-                if self._hold is not None and not self._hold.admitted.is_set():
-                    await self._hold_back(frame, self._hold)
-                elif not self._try_admit(frame, moment, self._not_before):
+                if hold is not None and not hold.admitted.is_set():
+                    await self._hold_back(frame, hold)
+                elif not try_admit(frame, generation, moment, self._not_before):
                     await self._admit(frame)
-                del frame
+                    moment = context.reporter.moment()
+                if self._stopping:
+                    return
             elif isinstance(frame, DrainNotice):
-                self._drain(frame, now)
+                self._drain(frame, moment[1])
             elif isinstance(frame, Ignored):
                 context.reporter.publish(
-                    FrameIgnored(generation=self.generation, kind=frame.kind, why=frame.why, type=frame.type)
+                    FrameIgnored(generation=generation, kind=frame.kind, why=frame.why, type=frame.type)
                 )
             else:
                 assert isinstance(frame, Heartbeat)
+
+    def _note_life(self, moment: Moment, messages: list[str | bytes]) -> None:
+        """Record when messages came, and move the heartbeat timer."""
+        now = self._last_frame = moment[1]
+        if now - self._asked[1] >= _WAITED:
+            self._not_before = self._caught_up = self._asked
+        elif now - self._caught_up[1] >= _CATCH_UP:
+            self._not_before, self._caught_up = self._caught_up, moment
+        self._asked = moment
+        self._context.ledger.last_life = self._not_before[0]
+        self._progress = 0
+        if now > self._far_enough and any(messages):  # an empty message is no sign of life
+            timeout = self._context.settings.timeouts.heartbeat
+            slack = timeout * _HEARTBEAT_SLACK
+            self._heartbeat.deadline = now + timeout + slack
+            self._far_enough = now + slack
+        if self.phase is Phase.SUBSCRIBED:
+            self._become_live(moment)
 
     def _become_live(self, now: Moment) -> None:
         self._context.ledger.live(self.generation, now)
@@ -417,9 +448,8 @@ class Connection:
     async def _admit(self, event: Event) -> None:
         """Admit an event as soon as there is space."""
         arrived = self._not_before
-        while True:
-            with self._paused():
-                await self._context.admission.wait_space(event)
+        while not self._stopping:
+            await self._wait(functools.partial(self._context.admission.wait_space, event))
             if self._try_admit(event, self._context.reporter.moment(), arrived):
                 return
 
@@ -433,8 +463,9 @@ class Connection:
             # The probe has shown that the server is well. It is read again when the held events are admitted.
             self.hold_is_full = True
             self._changed.unpark_all()
-            with self._paused():
-                await hold.admitted.wait()
+            await self._wait(hold.admitted.wait)
+        if self._stopping:
+            return
         if not hold.admitted.is_set():
             hold.put(self.generation, event, arrived)
         elif not self._try_admit(event, self._context.reporter.moment(), arrived):
@@ -442,8 +473,16 @@ class Connection:
 
     # ---- timers ------------------------------------------------------------------------------------------------
 
-    def _paused(self) -> _Paused:
-        return _Paused(self)
+    async def _wait(self, wait: Callable[[], Awaitable[object]]) -> None:
+        """Wait for something of the client, while nothing is read, or until the connection has ended."""
+        interrupted = True
+        self.pause_timers()
+        try:
+            with trio.CancelScope() as self._wait_scope:
+                await wait()
+                interrupted = False
+        finally:
+            self.resume_timers(interrupted=interrupted)
 
     def pause_timers(self) -> None:
         """Pause the timers of heartbeat, stability and retirement while the connection is not read."""
@@ -528,20 +567,3 @@ class Connection:
         if self.was(Phase.STABLE):
             return math.inf
         return self._entered[Phase.LIVE] + self._waited + self._context.settings.timeouts.stable_after
-
-
-class _Paused:
-    """A block in which a connection waits for its own client; see `Connection.pause_timers`."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.pause_timers()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._connection.resume_timers(interrupted=kind is not None)

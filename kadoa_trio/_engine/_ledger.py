@@ -56,6 +56,7 @@ from datetime import datetime, timedelta
 from typing import ClassVar, Final
 
 import attrs
+import msgspec
 
 from .._position import Gap, GapReason, Position
 from .._redact import presentable
@@ -81,6 +82,7 @@ More than `RELY_FACTOR`, because a replay in pages can be seen only when a page 
 """
 SNAPSHOT_INTERVAL: Final = 1.0
 """Minimum time between two snapshots of what is known, in seconds; see `Mark`."""
+_NO_GAPS: Final[Sequence[Gap]] = ()
 _FROM_LOG: Final = -1
 """`Entry.generation` of an event that was taken from the notification log."""
 _RESTORED: Final = 0
@@ -114,9 +116,12 @@ class _Line:
             mine._into = theirs
 
 
-@attrs.define(eq=False, init=False)
-class Entry:
-    """An event in the admission list. `Ledger.settle` takes it."""
+class Entry(msgspec.Struct, eq=False, gc=False):
+    """An event in the admission list. `Ledger.settle` takes it.
+
+    A struct outside of the garbage collector, because each remembered event
+    has one: it refers to nothing that could refer to it.
+    """
 
     seq: int
     """Its number in the admission list."""
@@ -125,32 +130,19 @@ class Entry:
     """The connection that delivered it first, or `_FROM_LOG`, or `_RESTORED`."""
     line: _Line
     """The line of that connection."""
-    moved: bool
+    moved: bool = False
     """Whether the resume cursor moved when this event was admitted."""
-    cursor: str | None
+    cursor: str | None = None
     """If so, the resume cursor after that; None again when the position has passed this entry."""
-    at: _Reading | None
+    at: _Reading | None = None
     """Since when events may be missing if nothing is replayed from that cursor."""
-    ahead: bool
+    ahead: bool = False
     """Whether it was delivered ahead of the resume cursor, and no cursor covers it yet."""
-    covered: int
+    covered: int = 0
     """For an event that was ahead: the number of the item whose cursor covers it, else 0."""
-    settled: bool
-    passed: bool
+    settled: bool = False
+    passed: bool = False
     """Whether the position has passed it: this event and everything before it are settled."""
-
-
-def _new_entry(*, seq: int, id: str, generation: int, line: _Line) -> Entry:
-    """Make an entry. It costs less than a class called with keyword arguments, and each event needs one."""
-    entry = Entry.__new__(Entry)
-    entry.seq = seq
-    entry.id = id
-    entry.generation = generation
-    entry.line = line
-    entry.moved = entry.ahead = entry.settled = entry.passed = False
-    entry.cursor = entry.at = None
-    entry.covered = 0
-    return entry
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -443,7 +435,7 @@ class Ledger:
     def _remember(self, event_id: str) -> Entry:
         assert self._line is not None
         self._seq += 1
-        entry = _new_entry(seq=self._seq, id=event_id, generation=_RESTORED, line=self._line)
+        entry = Entry(self._seq, event_id, _RESTORED, self._line)
         entry.settled = entry.passed = True
         self._ids[event_id] = entry
         self._order.append(entry)
@@ -809,7 +801,7 @@ class Ledger:
 
     def admit(
         self, generation: int, event_id: str, cursor: str | None, now: Moment, arrived: Moment | None = None
-    ) -> tuple[Entry, list[Gap]]:
+    ) -> tuple[Entry, Sequence[Gap]]:
         """Record a new event. The caller must put it into the buffer before the next checkpoint.
 
         Args:
@@ -824,10 +816,26 @@ class Ledger:
         Returns the entry to settle, and the possible gaps that the event shows.
         """
         source = self._sources[generation]
-        arrived = arrived or now
+        if arrived is None:
+            arrived = now
         self._hear(source, now)
-        gaps: list[Gap] = []
         leads = source is self._leader
+        if leads and source.trusted and not source.doubted and len(self._sources) == 1:
+            # Nearly every event. What follows would come to the same.
+            self._seq = seq = self._seq + 1
+            self._admitted += 1
+            source.admitted += 1
+            entry = Entry(seq, event_id, generation, source.line)
+            if cursor is not None or self._cursor is None:
+                entry.moved = True
+                entry.cursor = self._cursor = cursor
+                self._cursor_seq, self._cursor_admitted = seq, self._admitted
+                entry.at = self._cursor_at = arrived
+                if cursor is not None:
+                    source.last = arrived
+            self._record(entry)
+            return entry, _NO_GAPS
+        gaps: list[Gap] = []
         if leads and source.doubted:
             # It owes events that another connection delivered past the cursor, and brings different ones.
             source.doubted = False
@@ -851,7 +859,7 @@ class Ledger:
                     older.by_newer += 1
         if cursor is not None:
             source.last = arrived
-        entry = _new_entry(seq=self._seq, id=event_id, generation=generation, line=source.line)
+        entry = Entry(self._seq, event_id, generation, source.line)
         if leads and source.trusted:
             if cursor is not None or self._cursor is None:
                 entry.moved, entry.cursor = True, cursor
@@ -886,9 +894,10 @@ class Ledger:
     def _hear(self, source: _Source, now: Moment) -> None:
         if source.first_event is None:
             source.first_event = now
-        source.heard = source.clock(now)
+        clock = now[1]
+        source.heard = clock - source.waited
         snapshots = self._snapshots
-        if not snapshots or now[1] - snapshots[-1][0] >= SNAPSHOT_INTERVAL:
+        if not snapshots or clock - snapshots[-1][0] >= SNAPSHOT_INTERVAL:
             snapshots.append((now[1], self._known()))
             while snapshots[0][0] <= now[1] - RELY_FACTOR * self._stable_after:
                 snapshots.popleft()
@@ -975,7 +984,7 @@ class Ledger:
         """Record a new event that was held and whose connection has ended. The resume cursor does not move."""
         self._seq += 1
         self._admitted += 1
-        entry = _new_entry(seq=self._seq, id=event_id, generation=_RESTORED, line=_Line())
+        entry = Entry(self._seq, event_id, _RESTORED, _Line())
         self._record(entry)
         if self._cursor is not None:
             self._put_ahead(entry)
@@ -984,7 +993,7 @@ class Ledger:
     def admit_from_log(self, event_id: str) -> Entry:
         """Record a new event from the notification log. The resume cursor does not move."""
         self._seq += 1
-        entry = _new_entry(seq=self._seq, id=event_id, generation=_FROM_LOG, line=_Line())
+        entry = Entry(self._seq, event_id, _FROM_LOG, _Line())
         self._record(entry)
         return entry
 
@@ -1013,7 +1022,16 @@ class Ledger:
         entry.settled = True
         self._recent.append(entry.id)
         self.settled_count += 1
-        if self._pending[0].settled:
+        pending, tail = self._pending, self._tail
+        if pending[0] is entry and entry.moved and not tail.pins and not tail.late_pins:
+            # Nearly every event: the oldest one, in its order. `_advance` would come to the same.
+            pending.popleft()
+            tail.cursor, tail.at, tail.seq = entry.cursor, entry.at, entry.seq
+            entry.passed = True
+            entry.cursor = entry.at = None
+            if not pending:
+                return
+        if pending[0].settled:
             self._advance()
 
     def _advance(self) -> None:

@@ -37,6 +37,7 @@ import http.client
 import io
 import math
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Final, TypeVarTuple, cast
@@ -62,26 +63,21 @@ from ._answers import (
 )
 from ._censor import censored_logs
 from ._dial import Address, open_tcp, start_tls
+from ._frames import MAX_FRAGMENTS, MESSAGES_AT_ONCE, FrameFilter, Passed, RefusedBecause
 from ._http import USER_AGENT, utc_now
 from ._proxy import proxy_secrets
 
 _Args = TypeVarTuple("_Args")
 
-MAX_FRAGMENTS = 131_072
-"""Maximum number of fragments (WebSocket frames) of one message; with more the connection is closed.
-
-The specification (RFC 6455, section 5.4) has no limit, not even for empty ones. At the default `Limits.message_size`
-of 64 Mi it leaves each fragment 512 bytes on average, and servers send fragments of 4 KiB and more.
-"""
-_RECEIVE_BUFFER: Final = 256 * 1024
+_RECEIVE_BUFFER: Final = 64 * 1024
+"""Bytes that are read at once: more of small messages brings nothing, and what is read is held beyond the limits."""
+_LARGE_BUFFER: Final = 1024 * 1024
+"""The same while that many bytes of one message are missing."""
 # Small during the handshake: a refusal's body may come in pieces of a byte, each of which is an event of the library.
 _HANDSHAKE_BUFFER: Final = 4 * 1024
 _MAX_HEAD: Final = 32 * 1024
 """Maximum bytes of the answer to the upgrade that are read, with the body of a refusal."""
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")  # as h11 finds the end of a head
-# The library handles all frames of a piece at once, mostly without a checkpoint, at about 25 µs each.
-_FRAMES_AT_ONCE: Final = 64
-_MAX_FRAME_HEADER: Final = 10
 _MAX_REASON: Final = 123
 _HEADERS: Final = f"User-Agent: {USER_AGENT}\r\n".encode()
 _HTTP: Final = b"HTTP/"
@@ -156,8 +152,9 @@ async def open_socket(
         url: a ``ws`` or ``wss`` URL without a query.
         token: the access token. It goes into the query of the request.
         settings: the client's options.
-        on_bytes: called with the number of bytes of messages as they arrive.
-            Frame headers, pings and pongs do not count. It must not raise.
+        on_bytes: called with the number of bytes of a message that arrives in
+            parts, as they arrive. Frame headers, pings and pongs do not count.
+            It must not raise.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
         also: other secrets that texts must not show, such as earlier tokens.
 
@@ -176,15 +173,30 @@ async def open_socket(
             await clean_up(math.inf, opened.aclose)  # noqa: ASYNC102  # shielded in there
 
 
+Handler = Callable[[list[str | bytes]], Awaitable[None]]
+"""Takes messages in their order, one or more at a time. While it waits, nothing is read."""
+
+
 @attrs.define(eq=False)
 class Socket:
-    """An open WebSocket. Made by `open_socket`."""
+    """An open WebSocket. Made by `open_socket`.
+
+    Its messages are either given to a handler by `read`, or returned one by
+    one by `receive`.
+    """
 
     _connection: trio_websocket.WebSocketConnection = attrs.field(repr=False)
     _stream: _WatchedStream = attrs.field(repr=False)
     _reader: _Reader = attrs.field(repr=False)
     _too_large: str = attrs.field(repr=False)
     _closed: bool = False
+    # For `receive`: what the reader has brought, and the wait that this ends.
+    _brought: deque[str | bytes] = attrs.field(factory=deque, init=False, repr=False)
+    _taken: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _waiting: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._stream.opened(self._bring, self._refuse)
 
     async def send(self, text: str) -> None:
         """Send *text* as one message.
@@ -203,6 +215,33 @@ class Socket:
         # `answered` cannot be read from the stream here: the reader may be about to answer a close frame.
         raise SocketEnded(self._end(answered=True))
 
+    async def read(self, handle: Handler) -> End:
+        """Give each message to *handle*, in their order, until the socket has ended and everything was handled.
+
+        Most calls of *handle* come from the reader's task: so a message costs
+        no switch of tasks. They go on when this is cancelled, until `stop`;
+        it may be called again then. *handle* must not raise an `Exception`.
+        """
+        self._stream.handle = handle
+        if self._brought:  # before this call
+            brought = list(self._brought)
+            self._brought.clear()
+            await handle(brought)
+            self._taken.set()
+        while True:
+            message = await self._next_of_library()
+            if message is None:
+                return await self._find_end()
+            await handle([message])
+            self._stream.handled()
+
+    def stop(self) -> None:
+        """Have no handler called any more, and drop what comes. A call that has begun is not ended."""
+        self._stream.handle = None
+        self._stream.handled()
+        self._brought.clear()
+        self._taken.set()
+
     async def receive(self) -> str | bytes:
         """Receive the next message. Cancellation loses none.
 
@@ -210,13 +249,45 @@ class Socket:
             SocketEnded: everything has been received, and the socket has ended.
             trio.ClosedResourceError: we have closed it.
         """
-        try:  # not contextlib.suppress, which would cost as much as decoding the message
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise trio.ClosedResourceError
+        while not self._brought:
+            with trio.CancelScope() as self._waiting:
+                message = await self._next_of_library()
+                if message is None:
+                    raise SocketEnded(await self._find_end())
+                self._stream.handled()
+                return message
+        message = self._brought.popleft()
+        if not self._brought:
+            self._taken.set()
+        return message
+
+    async def _bring(self, messages: list[str | bytes]) -> None:
+        """Have `receive` return messages, and wait until it has returned them all."""
+        self._brought.extend(messages)
+        self._taken = trio.Event()
+        if self._waiting is not None:
+            self._waiting.cancel(reason="the reader has brought messages")
+        await self._taken.wait()
+
+    async def _next_of_library(self) -> str | bytes | None:
+        """Receive the next message that the library delivers; None if the socket has ended.
+
+        Raises:
+            trio.ClosedResourceError: we have closed it.
+        """
+        try:
             return await self._connection.get_message()
         except trio_websocket.ConnectionClosed:
             pass
         # Outside of the handler, because the library's error holds the server's text uncensored.
         if self._closed:
             raise trio.ClosedResourceError
+        return None
+
+    async def _find_end(self) -> End:
         if self._connection.closed is None:
             # The reader is failing, and sets `fault` in its next step.
             await self._reader.ended.wait()
@@ -224,11 +295,18 @@ class Socket:
             # Either an invalid frame, or a real close frame that the reader answers in its next step.
             with trio.move_on_after(_ANSWER_GRACE):
                 await self._reader.ended.wait()
-        raise SocketEnded(self._end(answered=self._stream.close_sent))
+        return self._end(answered=self._stream.close_sent)
+
+    async def _refuse(self) -> None:
+        """Close the socket because a message is too large. Runs in the reader's task, which cannot wait for the answer."""
+        with trio.move_on_after(CLOSE_TIMEOUT) as scope:
+            self._stream.on_close_sent = scope
+            await self._connection.aclose(_TOO_LARGE, self._too_large)
 
     async def aclose(self) -> None:
         """Close the socket: by a closing handshake of maximum `CLOSE_TIMEOUT`, then by force. May be called twice."""
         self._closed = True
+        self.stop()
         handshake = trio.move_on_after(CLOSE_TIMEOUT)
         try:
             if not self._reader.ended.is_set():
@@ -293,7 +371,7 @@ async def _establish(
                     step = "tls"
                     stream = await start_tls(stream, address, settings)
                 step = "handshake"
-                watched = _WatchedStream(stream, on_bytes, opening)
+                watched = _WatchedStream(stream, on_bytes, opening, max_message_size=settings.limits.message_size)
                 connection = await trio_websocket.wrap_client_stream(
                     cast("trio.Nursery", reader),
                     cast("trio.SocketStream", watched),
@@ -319,7 +397,6 @@ async def _establish(
         if watched is not None and answered:
             raise _handshake_failure(watched, reader, wall_clock)
         raise AttemptError(step, f"no answer within {timeout:g} s")
-    watched.opened()
     too_large = f"Exceeded maximum message size: {settings.limits.message_size} bytes"
     return Socket(connection, watched, reader, too_large)
 
@@ -394,59 +471,6 @@ class _Reader:
             self.on_end.cancel(reason="the socket's reader has ended")
 
 
-class _FrameCounter:
-    """Counts frames, fragments and bytes of messages, from the frame headers that arrive (RFC 6455, section 5.2)."""
-
-    def __init__(self) -> None:
-        self.too_many = False
-        """Whether a message had more than `MAX_FRAGMENTS`."""
-        self.payload = 0
-        """Bytes of messages in the last piece."""
-        self._header = b""
-        # Bytes of the current frame's payload that are still to come.
-        self._left = 0
-        self._is_message = False
-        self._fragments = 0
-
-    def cut(self, data: bytes | bytearray, start: int) -> int:
-        """Return the end of a piece of *data* that begins at *start* and has `_FRAMES_AT_ONCE` frames, or fewer."""
-        end, size, frames = start, len(data), 0
-        self.payload = 0
-        while end < size:
-            if not self._left:
-                if frames == _FRAMES_AT_ONCE or self.too_many:
-                    break
-                frames += 1
-                end = self._begin(data, end)
-            taken = min(self._left, size - end)
-            self._left -= taken
-            end += taken
-            if self._is_message:
-                self.payload += taken
-        return end
-
-    def _begin(self, data: bytes | bytearray, start: int) -> int:
-        """Read the header at *start*, or the part of it that has arrived, and return its end."""
-        known = len(self._header)
-        header = self._header + data[start : start + _MAX_FRAME_HEADER - known]
-        length = header[1] & 0x7F if len(header) > 1 else 0
-        end = {126: 4, 127: 10}.get(length, 2)
-        if len(header) < end:
-            self._header = header
-            return len(data)
-        self._header = b""
-        self._left = length if end == 2 else int.from_bytes(header[2:end], "big")
-        final, opcode = header[0] & 0x80, header[0] & 0x0F
-        self._is_message = opcode < 8
-        if self._is_message:
-            # Only the first fragment of a message has an opcode.
-            self._fragments = 1 if opcode else self._fragments + 1
-            self.too_many = self._fragments > MAX_FRAGMENTS
-            if final:
-                self._fragments = 0
-        return start + end - known
-
-
 @attrs.define(eq=False, repr=False)
 class _WatchedStream(trio.abc.Stream):
     """The stream that trio-websocket gets. It records what the library does not report.
@@ -459,12 +483,17 @@ class _WatchedStream(trio.abc.Stream):
     _opening: trio.CancelScope
     _headers: bytes = _HEADERS
     """Headers that are still to be added to the request: ``wrap_client_stream`` takes none."""
-    _is_open: bool = False
-    _frames: _FrameCounter | None = None
+    _max_message_size: int = 0
+    _is_open: trio.Event = attrs.field(factory=trio.Event)
+    _frames: FrameFilter | None = None
     """None before the upgrade."""
-    _chunk: bytes | bytearray = b""
-    _given: int = 0
-    """Number of bytes of the chunk that the library has got."""
+    _pending: trio.Event | None = None
+    """Set when the message that the library has got was handled."""
+    handle: Handler | None = None
+    """Gets the messages; None drops them."""
+    _refuse: Callable[[], Awaitable[None]] | None = None
+    on_close_sent: trio.CancelScope | None = None
+    """The scope that is cancelled when a close frame was sent."""
     head: bytearray = attrs.field(factory=bytearray)
     """What was received before the socket was open: the answer to the upgrade, if the server speaks HTTP."""
     close_sent: bool = False
@@ -482,9 +511,15 @@ class _WatchedStream(trio.abc.Stream):
         """Whether a whole head was received, or something that is no HTTP."""
         return not self.head.startswith(_HTTP[: len(self.head)]) or _parse_head(bytes(self.head)) is not None
 
-    def opened(self) -> None:
-        self._is_open = True
+    def opened(self, handle: Handler, refuse: Callable[[], Awaitable[None]]) -> None:
+        self.handle, self._refuse = handle, refuse
+        self._is_open.set()
         self.head.clear()
+
+    def handled(self) -> None:
+        """Read on: the message that the library has delivered was handled."""
+        if self._pending is not None:
+            self._pending.set()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._headers:
@@ -502,33 +537,71 @@ class _WatchedStream(trio.abc.Stream):
         except trio.BrokenResourceError as exc:
             self.broken = self.broken or exc
             raise
+        if self.close_sent and self.on_close_sent is not None:
+            self.on_close_sent.cancel(reason="the close frame was sent")
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._inner.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive a piece of what has arrived, of maximum `_FRAMES_AT_ONCE` frames."""
-        if self._given < len(self._chunk) and not self.closed:
-            # Let other tasks run between the pieces: a chunk of 256 KiB may hold 131,072 empty frames.
-            await trio.lowlevel.checkpoint()
-            return self._next_piece()
-        self._chunk, self._given = b"", 0
-        if self._frames is None and not self._is_open and len(self.head) >= _MAX_HEAD:
-            # Report the end of the stream, because the library would store a refusal of any length.
-            await trio.lowlevel.checkpoint()
-            return b""
+        """Receive the next bytes that are for the library; give the messages before them to the handler."""
+        frames = self._frames
+        if frames is None:
+            return await self._receive_answer()
+        if self._pending is not None:
+            # The library has delivered a message. Those behind it must not overtake it.
+            await self._pending.wait()
+            self._pending = None
+        while not self.closed:
+            piece = frames.take()
+            if piece is None:
+                if frames.arrived:
+                    self._on_bytes(frames.arrived)
+                size = _RECEIVE_BUFFER if frames.missing <= _RECEIVE_BUFFER else min(frames.missing, _LARGE_BUFFER)
+                data = await self._receive(size)
+                if not data:
+                    return data
+                frames.feed(data)
+            elif isinstance(piece, list):
+                await self._give(piece)
+            elif isinstance(piece, Passed):
+                # Let other tasks run between the pieces: a chunk may hold thousands of empty frames.
+                await trio.lowlevel.checkpoint()
+                if piece.completes:
+                    self._pending = trio.Event()
+                return piece.data
+            elif piece.reason is RefusedBecause.TOO_LARGE:
+                await self._is_open.wait()
+                assert self._refuse is not None
+                await self._refuse()
+            else:
+                self.protocol_fault = f"a message of more than {MAX_FRAGMENTS:,} fragments"
+                raise trio.BrokenResourceError(self.protocol_fault)
+        raise trio.ClosedResourceError
+
+    async def _give(self, messages: list[str | bytes]) -> None:
+        if not self._is_open.is_set():
+            await self._is_open.wait()
+        if self.handle is not None:
+            await self.handle(messages)
+        if len(messages) == MESSAGES_AT_ONCE:
+            await trio.lowlevel.checkpoint()  # there may be more, and nothing has waited
+
+    async def _receive(self, size: int) -> bytes | bytearray:
         try:
-            data = await self._inner.receive_some(max_bytes if self._frames is not None else _HANDSHAKE_BUFFER)
+            return await self._inner.receive_some(size)
         except trio.BrokenResourceError as exc:
             self.broken = self.broken or exc
             raise
-        if self._frames is None:
-            return self._receive_answer(data)
-        self._chunk = data
-        return self._next_piece()
 
-    def _receive_answer(self, data: bytes | bytearray) -> bytes | bytearray:
-        if self._is_open:
+    async def _receive_answer(self) -> bytes | bytearray:
+        """Receive a part of the answer to the upgrade. The library gets nothing that follows it."""
+        if not self._is_open.is_set() and len(self.head) >= _MAX_HEAD:
+            # Report the end of the stream, because the library would store a refusal of any length.
+            await trio.lowlevel.checkpoint()
+            return b""
+        data = await self._receive(_HANDSHAKE_BUFFER)
+        if self._is_open.is_set():
             # The library has accepted a head that we cannot read.
             self._on_bytes(len(data))
             return data
@@ -539,23 +612,13 @@ class _WatchedStream(trio.abc.Stream):
         status, _headers, body = answer
         if status == 101:
             # Frames that came with the answer follow in the next call.
-            self._frames = _FrameCounter()
-            self._chunk, self._given = data, len(data) - len(body)
-            return data[: self._given]
+            self._frames = FrameFilter(self._max_message_size, MAX_FRAGMENTS)
+            if body:
+                self._frames.feed(body)
+            return data[: len(data) - len(body)]
         # A refusal: do not wait for its body until the time-out.
         self._opening.deadline = min(self._opening.deadline, trio.current_time() + REFUSAL_GRACE)
         return data
-
-    def _next_piece(self) -> bytes | bytearray:
-        frames, chunk, start = self._frames, self._chunk, self._given
-        assert frames is not None
-        self._given = frames.cut(chunk, start)
-        if frames.payload:
-            self._on_bytes(frames.payload)
-        if frames.too_many:
-            self.protocol_fault = f"a message of more than {MAX_FRAGMENTS:,} fragments"
-            raise trio.BrokenResourceError(self.protocol_fault)
-        return chunk if self._given - start == len(chunk) else chunk[start : self._given]
 
     async def aclose(self) -> None:
         self.closed = True

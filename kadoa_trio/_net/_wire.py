@@ -24,7 +24,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeGuard
+from typing import Annotated, Any, Final, Literal, TypeGuard
 
 import attrs
 import msgspec
@@ -103,6 +103,26 @@ class _Envelope(msgspec.Struct, gc=False):
     deadline_at: str | None = msgspec.field(default=None, name="deadlineAt")
 
 
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
+
+
+class _UsualPayload(msgspec.Struct, gc=False):
+    workflow_id: _Id = msgspec.field(name=WORKFLOW_FIELD)
+
+
+class _UsualEvent(msgspec.Struct, gc=False):
+    # An event as Kadoa documents it: nearly every frame. msgspec checks everything, lone surrogates included, so that
+    # nothing is left to interpret. Any other frame makes the decoder fail, and is read as an _Envelope.
+    id: _Id
+    event_type: _Name = msgspec.field(name="eventType")
+    message: _UsualPayload
+    timestamp: Annotated[str, msgspec.Meta(max_length=_MAX_TIME)] | None = None
+    cursor: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CURSOR)] | None = msgspec.field(
+        default=None, name="_cursor"
+    )
+
+
 _FIELDS: Final = tuple((field.name, field.encode_name) for field in msgspec.structs.fields(_Envelope))
 """Each field of an envelope: its attribute, and its name on the wire."""
 _PAYLOADS: Final = frozenset({"message", "data"})
@@ -115,6 +135,7 @@ _Loose: Final[Any] = msgspec.defstruct(
     gc=False,
 )
 
+_read_usual: Final = msgspec.json.Decoder(_UsualEvent).decode
 _read_envelope: Final = msgspec.json.Decoder(_Envelope).decode
 _read_loosely: Final = msgspec.json.Decoder(_Loose).decode
 _read_payload: Final = msgspec.json.Decoder(_Payload).decode
@@ -131,6 +152,15 @@ def decode(message: str | bytes) -> Decoded:
         frame = _compact(message)
     except UnicodeError:
         return Ignored(kind="malformed", why="not valid Unicode")
+    try:
+        usual = _read_usual(frame)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _decode_any(frame)
+    return Event(usual.id, usual.event_type, usual.timestamp, usual.cursor, "id", frame, usual.message.workflow_id)
+
+
+def _decode_any(frame: str | bytes) -> Decoded:
+    """Read a frame of any kind."""
     try:
         envelope = _read_envelope(frame)
     except msgspec.ValidationError:
@@ -283,7 +313,7 @@ def event_from_log(row: Mapping[str, object]) -> Event | None:
         return None
     if not isinstance(event, Event) or event.id_source != "id":
         return None
-    return attrs.evolve(event, from_log=True)
+    return msgspec.structs.replace(event, from_log=True)
 
 
 def _is_whole_event(payload: dict[str, object], event_type: object) -> bool:
