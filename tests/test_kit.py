@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import attrs
+import httpx
 import pytest
 import trio
 from _processes import environment_without, finished
 from _receiving import receiving, survive
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio_websocket import ConnectionClosed, wrap_client_stream
 
 import kadoa_trio
 from kadoa_trio import (
@@ -223,6 +225,95 @@ async def test_default_inside_of_another_default_restores_the_outer_one(monkeypa
             # Their addresses are the same, and their networks are not.
             assert Endpoints.from_environment() is outer.endpoints
             assert os.environ["KADOA_API_KEY"] == outer.api_key
+
+
+# ---- odd clients ---------------------------------------------------------------------------------------------------
+
+NOTIFICATIONS = "/v5/notifications"
+DEEP = "[" * 100_000
+UPGRADE = (
+    "upgrade: websocket\r\nconnection: upgrade\r\n"
+    "sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+ODD_REQUESTS = [
+    ("POST", f"{NOTIFICATIONS}/channels", DEEP),
+    ("POST", f"{NOTIFICATIONS}/settings", '{"eventType":"credits_low","workflowId":{},"channelIds":[]}'),
+    ("PUT", f"{NOTIFICATIONS}/settings/setting-2", '{"channelIds":5}'),
+    ("PUT", f"{NOTIFICATIONS}/settings/setting-2", '{"channelIds":[{}]}'),
+    ("POST", "/api/v1/events/ack", DEEP),
+    ("POST", "/api/v1/events/ack", '{"id":{}}'),
+    ("POST", "/api/v1/events/ack", "[]"),
+    *(
+        ("GET", f"{NOTIFICATIONS}/logs?{query}", "")
+        for query in ("limit=1.5", "limit=abc", "offset=x", "offset=" + "9" * 5000, "startDate=x")
+    ),
+    ("GET", f"{NOTIFICATIONS}/logs?startDate=2026-01-01T00:00:00", ""),  # a time without a zone
+    ("GET", "//[/x", ""),
+    ("GET", "http://[bad", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "head"),
+    [
+        *((*request, "") for request in ODD_REQUESTS),
+        *(("GET", target, "", UPGRADE) for target in ("//[/x", "http://[bad")),
+    ],
+    ids=lambda value: value[:40],
+)
+async def test_odd_request_is_refused_and_the_server_goes_on(method: str, target: str, body: str, head: str) -> None:
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        kadoa.publish()
+        port = int(kadoa.endpoints.public_api.rpartition(":")[2])
+        request = (
+            f"{method} {target} HTTP/1.1\r\nhost: x\r\nx-api-key: {kadoa.api_key}\r\n{head}"
+            f"content-length: {len(body)}\r\n\r\n{body}"
+        )
+        for _ in range(2):
+            with trio.fail_after(10):
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                async with stream:
+                    await stream.send_all(request.encode())
+                    assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
+        assert kadoa.acknowledged == []
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (DEEP, None),
+        ("{", None),
+        *(
+            (f'{{"action":"subscribe","channel":"team-1","lastCursor":{cursor}}}', 1008)
+            for cursor in ("5", "[1]", '{"a":1}', "true")
+        ),
+        (f'{{"action":"subscribe","channel":"team-1","lastCursor":"{"9" * 6000}-0"}}', None),
+        ('{"action":"subscribe","channel":["team-1"]}', 1008),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+async def test_odd_frame_is_ignored_or_closes_its_connection(
+    autojump_clock: Any, message: str, code: int | None
+) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        assert kadoa.endpoints.network is not None
+        async with httpx.AsyncClient(transport=kadoa.endpoints.network.http_transport) as http:  # type: ignore[arg-type]  # an object for users
+            token = (await http.post("http://localhost/v4/oauth2/token", headers={"x-api-key": kadoa.api_key})).json()[
+                "access_token"
+            ]
+        stream = await kadoa.endpoints.network.open_stream("localhost", 1)
+        async with trio.open_nursery() as nursery:
+            socket = await wrap_client_stream(nursery, stream, "localhost", f"/?access_token={token}")  # type: ignore[arg-type]  # not a socket
+            await socket.send_message(message)
+            if code is None:
+                assert "heartbeat" in await socket.get_message()
+            else:
+                with pytest.raises(ConnectionClosed):
+                    await socket.get_message()
+                assert socket.closed is not None
+                assert socket.closed.code == code
+            nursery.cancel_scope.cancel()
+        kadoa.publish()
 
 
 # ---- strategies ----------------------------------------------------------------------------------------------------

@@ -35,7 +35,11 @@ class Server(Protocol):
         ...
 
     def _token_is_good(self, path: str) -> bool:
-        """Return whether the path of a handshake holds a valid token."""
+        """Return whether the path of a handshake holds a valid token.
+
+        Raises:
+            ValueError: it is not the path of a URL.
+        """
         ...
 
     def _connection_subscribed(self, connection: SimulatedConnection) -> None:
@@ -61,7 +65,7 @@ class SimulatedConnection:
         self.last_cursor: str | None = None
         """The cursor that the client subscribed with."""
         self.received: list[Any] = []
-        """Every message that the client has sent, parsed."""
+        """Every message that the client has sent, parsed; one that is not JSON is as it was sent."""
         self.sent: list[PublishedEvent] = []
         """Every event that was sent; repeated events are listed again."""
         self.draining: bool = False
@@ -227,7 +231,12 @@ class SimulatedConnection:
             headers = [(name.encode(), value.encode()) for name, value in faults.handshake_headers.items()]
             await request.reject(faults.handshake_status, extra_headers=headers, body=b'{"error":"simulated"}')
             return
-        if not kadoa._token_is_good(request.path):
+        try:
+            good = kadoa._token_is_good(request.path)
+        except ValueError:
+            await request.reject(400, body=b'{"error":"the request cannot be read"}')
+            return
+        if not good:
             await request.reject(401, body=b'{"error":"invalid access token"}')
             return
         ws = await request.accept()
@@ -243,14 +252,17 @@ class SimulatedConnection:
     def _take(self, message: str | bytes) -> None:
         try:
             frame = json.loads(message)
-        except ValueError:
+        except (ValueError, RecursionError):
             frame = message
         self.received.append(frame)
         if isinstance(frame, Mapping) and frame.get("action") == "subscribe":
+            cursor = frame.get("lastCursor")
             if frame.get("channel") != self._kadoa.team_id:
                 self.close(1008, "unknown channel")
+            elif cursor is not None and not isinstance(cursor, str):
+                self.close(1008, "invalid cursor")
             else:
-                self._subscribe(frame.get("lastCursor"))
+                self._subscribe(cursor)
 
     def _subscribe(self, cursor: str | None) -> None:
         kadoa, faults = self._kadoa, self._kadoa.faults

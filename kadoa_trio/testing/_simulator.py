@@ -29,6 +29,9 @@ from ._workspace import Workspace
 _MAX_BODY = 1024 * 1024
 _MAX_TOKENS = 1_000
 
+_HttpAnswer = tuple[int, dict[str, str], bytes]
+"""Status, headers and body."""
+
 
 class SimulatedKadoa:
     """A server that speaks Kadoa's documented protocol. Made by `open_simulated_kadoa`.
@@ -328,9 +331,14 @@ class SimulatedKadoa:
         self.max_open_connections = max(self.max_open_connections, len(self.connections))
         await connection.serve()
 
-    async def _answer(
-        self, method: str, target: str, key: str | None, body: bytes
-    ) -> tuple[int, dict[str, str], bytes]:
+    async def _answer(self, method: str, target: str, key: str | None, body: bytes) -> _HttpAnswer:
+        """Answer a request, with 400 if a part of it cannot be read."""
+        try:
+            return await self._route(method, target, key, body)
+        except (ValueError, TypeError, RecursionError):
+            return 400, {}, b'{"error":"the request cannot be read"}'
+
+    async def _route(self, method: str, target: str, key: str | None, body: bytes) -> _HttpAnswer:
         faults = self.faults
         path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
         if (method, path) == ("POST", "/v4/oauth2/token"):
@@ -354,11 +362,11 @@ class SimulatedKadoa:
                 await trio.sleep_forever()
             if faults.ack_status is not None:
                 return faults.ack_status, {}, b'{"error":"simulated"}'
-            try:
-                self.acknowledged.append(json.loads(body)["id"])
-                self._note_settled(self.acknowledged[-1])
-            except (ValueError, KeyError, TypeError):
+            event = json.loads(body)
+            if not isinstance(event, dict) or not isinstance(event.get("id"), str):
                 return 400, {}, b'{"error":"no id"}'
+            self.acknowledged.append(event["id"])
+            self._note_settled(event["id"])
             return 200, {}, b"{}"
         if (method, path) == ("GET", "/v5/notifications/logs"):
             self.log_requests += 1
