@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +38,8 @@ from kadoa_trio.notices import State
 from kadoa_trio.testing import (
     Draft,
     Schedule,
+    ScheduledFault,
+    SimulatedConnection,
     SimulatedKadoa,
     difference,
     make_event,
@@ -314,6 +318,94 @@ async def test_odd_frame_is_ignored_or_closes_its_connection(
                 assert socket.closed.code == code
             nursery.cancel_scope.cancel()
         kadoa.publish()
+
+
+# ---- mistakes in tests ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *(
+            (lambda seconds=seconds: Schedule.chaos(1, seconds=seconds), "seconds must be")
+            for seconds in (math.inf, math.nan, 10**400, 1e12, -1, None, True)
+        ),
+        *(
+            (lambda every=every: Schedule.chaos(1, seconds=10, every=every), "every must be|seconds must be maximum")
+            for every in (0, math.inf, math.nan, -1, 1e-300, "x", None)
+        ),
+        *(
+            (lambda kinds=kinds: Schedule.chaos(1, seconds=10, kinds=kinds), "kinds must be|unknown fault 'x'")
+            for kinds in ("drain", [], ["x"], ["drain", "x"])
+        ),
+        (lambda: Schedule("10 drain"), r"Schedule\.parse\(\)"),  # type: ignore[arg-type]  # wrong, here and below
+        (lambda: Schedule(None), "ScheduledFault"),  # type: ignore[arg-type]
+        (lambda: Schedule.parse(None), "a string, not NoneType"),  # type: ignore[arg-type]
+        *((lambda at=at: ScheduledFault(at, "drain"), "at must be") for at in (None, "1", -1, math.nan, math.inf)),
+        (lambda: ScheduledFault(1, "drain", None), "seconds must be"),  # type: ignore[arg-type]
+        *((lambda draft=draft: make_event(draft), "draft must be a draft") for draft in (None, True, 0)),
+        *((lambda kind=kind: make_event(other_event(kind)), "type of an event") for kind in ("", "\ud800", None, 5)),
+        (lambda: make_event(""), "type of an event"),
+        *((lambda types=types: events(types), "types must be") for types in ("workflow_failed", [], 5)),
+        (lambda: drafts("workflow_failed"), "types must be"),
+        (lambda: schedules(seconds=math.inf), "seconds must be"),
+        (lambda: schedules(kinds=["x"]), "unknown fault 'x'"),  # type: ignore[list-item]
+    ],
+)
+def test_mistake_is_refused_by_the_call_that_makes_it(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *(
+            (lambda one, after=after: one.drain(close_after=after), "close_after must be")
+            for after in (-1, math.nan, math.inf, 10**400, "x", True)
+        ),
+        *((lambda one, raw=raw: one.send_raw(raw), "message must be") for raw in (None, 5, ["x"])),
+        (lambda one: one.send_raw("\ud800"), "surrogates"),
+        *(
+            (lambda one, rate=rate: one.send_slowly(one.sent[0], bytes_per_second=rate), "bytes_per_second must be")
+            for rate in (0, -1, math.nan, None)
+        ),
+        *((lambda one, code=code: one.close(code), "code must be") for code in (None, 1.5, -1, 70_000)),
+        *((lambda one, why=why: one.close(1001, why), "reason must be") for why in (5, "x" * 124)),
+    ],
+)
+async def test_mistake_on_a_connection_is_refused_by_the_call_and_sends_nothing(
+    autojump_clock: Any, pair: Any, call: Callable[[SimulatedConnection], object], message: str
+) -> None:
+    async with pair() as (kadoa, realtime):
+        kadoa.publish()
+        await realtime.events.receive()
+        with pytest.raises((ValueError, TypeError), match=message):
+            call(kadoa.newest)
+        await trio.sleep(60)
+        assert not kadoa.newest.draining
+        assert kadoa.handshakes == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"port": port, "loopback": True} for port in (-1, True, 70_000, "1", None)),
+        *({"heartbeat_interval": seconds} for seconds in (0, -1, math.nan, None, "x")),
+        {"loopback": "no"},
+    ],
+)
+async def test_simulated_kadoa_refuses_options_that_it_cannot_use(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        async with open_simulated_kadoa(**options):
+            pass
+
+
+@pytest.mark.parametrize("name", [*EVENT_TYPES, "credits_low"])
+def test_event_is_made_from_the_name_of_its_type(name: str) -> None:
+    event = make_event(name, id="e1")
+    assert (event.id, event.type, event.workflow_id) == ("e1", name, "wf_123")
+    assert type(event.message) is (EVENT_TYPES[name].message if name in EVENT_TYPES else OtherMessage)
 
 
 # ---- strategies ----------------------------------------------------------------------------------------------------

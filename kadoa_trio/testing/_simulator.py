@@ -16,6 +16,7 @@ import h11
 import httpx
 import trio
 
+from .._checks import check_flag, check_port, check_seconds
 from .._contexts import async_context, sync_context
 from .._exits import hidden_nursery
 from .._settings import Endpoints, default_endpoints
@@ -544,7 +545,14 @@ async def open_simulated_kadoa(
         heartbeat_interval: time between two heartbeats, in seconds. Default:
             15, as Kadoa's.
         port: on loopback, the port to listen on; 0 lets the system choose.
+
+    Raises:
+        ConfigurationError: an option cannot be used.
+        OSError: the port cannot be listened on.
     """
+    check_flag("loopback", loopback)
+    check_seconds("heartbeat_interval", heartbeat_interval, unlimited=True)
+    check_port("port", port)
     async with hidden_nursery("the simulated Kadoa is left") as nursery:
         kadoa = SimulatedKadoa(nursery, heartbeat_interval)
         try:
