@@ -116,8 +116,7 @@ def strings_of(name: str, values: Iterable[str] | None) -> frozenset[str] | None
         raise refusal(name, wanted, values)
     chosen = list(values)
     for value in chosen:
-        if not isinstance(value, str) or not value:
-            raise refusal(f"each item of {name}", "a non-empty string", value)
+        check_text(f"each item of {name}", value)
     if not chosen:
         raise ConfigurationError(f"{name} must be {wanted}; it is empty")
     return frozenset(chosen)

@@ -60,6 +60,7 @@ NOT_FLAGS = [0, 1, None, "no", "", "True", b"", [], object(), Wordless(), math.n
 NOT_TEXTS = ["", b"text", 5, True, 1.5, [], ["text"], object(), Wordless(), "\ud800", Path("text")]
 NOT_PATHS = ["", b"text", 5, True, 1.5, [], object(), Wordless(), "nul\0", MemoryCursorStore]
 NOT_COLLECTIONS = [
+    ["\ud800"],
     "workflow_failed",
     b"bytes",
     5,

@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeGuard
 
@@ -43,6 +44,8 @@ MAX_NAME: Final = 256
 _MAX_TIME: Final = 64
 # About 600 digits, which Python always converts to text; see sys.set_int_max_str_digits().
 _MAX_BITS: Final = 2_000
+# JSON can express one in an escape; only Python's own parser accepts it.
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @attrs.frozen
@@ -195,6 +198,9 @@ def _envelope_of(frame: object) -> _Envelope:
     values: dict[str, Any] = {
         name: (_payload_of if name in _PAYLOADS else _scalar_of)(frame.get(wire_name)) for name, wire_name in _FIELDS
     }
+    for name in ("type", "event_type"):
+        if isinstance(values[name], str):
+            values[name] = _LONE_SURROGATE.sub("\ufffd", values[name])
     return _Envelope(**values)
 
 
@@ -290,7 +296,7 @@ def _is_whole_event(payload: dict[str, object], event_type: object) -> bool:
     if "id" not in payload or not ("message" in payload or "data" in payload):
         return False
     name = payload.get("eventType", payload.get("type"))
-    return _names(name) and (event_type is None or name == event_type)
+    return isinstance(name, str) and name != "" and (event_type is None or name == event_type)
 
 
 def _names(value: object) -> TypeGuard[str]:
