@@ -126,6 +126,12 @@ def test_no_key_is_2_and_names_both_ways(
     assert "--api-key-file" in said
 
 
+def test_closed_stdin_holds_no_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python sets it where the shell has closed it: <&-
+    assert main(["listen", "--api-key-file", "-"]) == 2
+    assert "stdin is closed" in capsys.readouterr().err
+
+
 async def test_wrong_key_is_1_and_ends_with_the_reason(kadoa: SimulatedKadoa) -> None:
     for arguments in (["listen"], ["setup", "--event", "workflow_failed"], ["send-test", "workflow_failed"]):
         done = await finish(*arguments, env=environment(kadoa, KADOA_API_KEY="wrong-key-12345678"))
