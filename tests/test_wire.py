@@ -197,6 +197,19 @@ def test_frame_without_an_event_is_ignored(frame: object, kind: str, name: str |
     assert (decoded.kind, decoded.type) == (kind, name)
 
 
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [("\x1b]0;pwn\x07\nFAKE", "]0;pwn FAKE"), ("a\u202eb\u2028c", "a b c"), ("\x00", "?"), ("é x", "é x")],
+)
+def test_texts_for_notices_are_printable(sent: str, shown: str) -> None:
+    ignored = decode_value({"type": sent})
+    assert isinstance(ignored, Ignored)
+    assert ignored.type == shown
+    draining = decode_value({"type": "control.draining", "deadlineAt": sent})
+    assert isinstance(draining, Draining)
+    assert draining.deadline == shown
+
+
 @pytest.mark.parametrize("payload", [5, 0, "", "x", True, False, [], {}, [1, {"workflowId": "no"}]])
 @pytest.mark.parametrize("key", ["message", "data"])
 def test_odd_payload_is_an_event(key: str, payload: object) -> None:

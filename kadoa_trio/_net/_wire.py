@@ -31,6 +31,7 @@ import attrs
 import msgspec
 
 from .._events import WORKFLOW_FIELD, Event, json_kind, parse_json
+from .._redact import presentable
 
 MAX_ID: Final = 256
 """Maximum length of an event id and of a workflow id, in characters. The documented ones have about 40.
@@ -68,7 +69,7 @@ class Draining:
     resume_supported: bool | None = None
     """Whether the server promises to resume from a cursor."""
     deadline: str | None = None
-    """When the server will close this connection, as sent, by the server's clock. Maximum length in characters: 256."""
+    """When the server will close this connection, by its clock, as sent but printable. Maximum length in characters: 256."""
 
 
 @attrs.frozen(kw_only=True)
@@ -80,7 +81,7 @@ class Ignored:
     why: str
     """The reason, as text. It contains nothing of the frame."""
     type: str | None = None
-    """The type that the frame names. Maximum length in characters: 256."""
+    """The type that the frame names, made printable. Maximum length in characters: 256."""
 
 
 Decoded = Heartbeat | Draining | Event | Ignored
@@ -259,8 +260,8 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
     if read is not None:
         return read(envelope)
     if name.startswith(_CONTROL):
-        return Ignored(kind="control", why="an unknown control message", type=_cut(name))
-    return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=_cut(name))
+        return Ignored(kind="control", why="an unknown control message", type=_shown(name))
+    return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=_shown(name))
 
 
 def event_from_log(row: Mapping[str, object]) -> Event | None:
@@ -328,6 +329,11 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
 
 
+def _shown(text: str) -> str:
+    """Make a text for a notice: printable, in one line, cut."""
+    return _cut(presentable(text, MAX_NAME + 1)) or "?"
+
+
 def _digest(frame: str | bytes) -> str:
     return hashlib.sha256(frame.encode() if isinstance(frame, str) else frame).hexdigest()
 
@@ -378,7 +384,7 @@ def _read_draining(envelope: _Envelope) -> Draining:
     return Draining(
         advice=_seconds(envelope.retry_after_ms),
         resume_supported=envelope.resume_supported if isinstance(envelope.resume_supported, bool) else None,
-        deadline=_cut(envelope.deadline_at) if _names(envelope.deadline_at) else None,
+        deadline=_shown(envelope.deadline_at) if _names(envelope.deadline_at) else None,
     )
 
 
