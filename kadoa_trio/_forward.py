@@ -199,7 +199,7 @@ class Forwarder:
         return Replayed(delivered=delivered, remaining=remaining + unreadable, unreadable=unreadable)
 
     async def _deliver(self, body: dict[str, Any], limit: int | None, dead_letters: LetterFile | None) -> bool:
-        content = _strict_json(body)
+        content = strict_json(body)
         header = _header(str(body["eventType"]))
         attempt = 0
         while True:
@@ -226,7 +226,7 @@ class Forwarder:
                     "why": why,
                 }
                 # The event exactly as it was posted.
-                await dead_letters.append(_strict_json(letter)[:-1] + b',"event":' + content + b"}")
+                await dead_letters.append(strict_json(letter)[:-1] + b',"event":' + content + b"}")
                 self.dead += 1
             if self._on_failure is not None:
                 self._on_failure(
@@ -326,8 +326,8 @@ def _header(event_type: str) -> str:
     return encoded
 
 
-def _strict_json(body: dict[str, Any]) -> bytes:
-    """Write JSON that every parser reads, whatever `parse_json` has accepted."""
+def strict_json(body: dict[str, Any]) -> bytes:
+    """Write JSON that every parser reads, in one line, whatever `parse_json` has accepted."""
     try:
         try:
             return _dump(body)

@@ -306,7 +306,7 @@ def test_payload_that_is_nested_too_deeply_is_null() -> None:
     for _ in range(100_000):
         deep = [deep]
     body = {"eventType": "x", "id": "e", "timestamp": deep, "data": deep}
-    assert json.loads(_forward._strict_json(body)) == {"eventType": "x", "id": "e", "data": None}
+    assert json.loads(_forward.strict_json(body)) == {"eventType": "x", "id": "e", "data": None}
 
 
 # ---- a replay beside a running forward -----------------------------------------------------------------------------
