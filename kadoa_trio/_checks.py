@@ -104,6 +104,10 @@ def path_of(name: str, value: object) -> Path:
         raise refusal(name, "a path of text", text)
     if not text or "\0" in text:
         raise ConfigurationError(f"{name} must be a path that is not empty and holds no NUL character")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name} must be a path that the file system can encode") from None
     return Path(text)
 
 
