@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeGuard
 
 from ._errors import ConfigurationError
 
@@ -30,19 +31,40 @@ def refusal(name: str, wanted: str, value: object) -> ConfigurationError:
 
 def check_seconds(name: str, value: object, *, unlimited: bool = False) -> None:
     """Refuse what is not a positive, finite number; with *unlimited*, `math.inf` is one, too."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (0 < value <= sys.float_info.max or (unlimited and value == float("inf")))
-    ):
+    if not (_is_finite(value) and value > 0) and not (unlimited and value == float("inf")):
         wanted = "a positive number of seconds, or math.inf" if unlimited else "a positive, finite number of seconds"
         raise refusal(name, wanted, value)
+
+
+def check_delay(name: str, value: object) -> None:
+    """Refuse what is not a finite number from 0 on."""
+    if not _is_finite(value) or value < 0:
+        raise refusal(name, "a finite number of seconds that is not negative", value)
+
+
+def check_rate(name: str, value: object) -> None:
+    """Refuse what is not a positive, finite number."""
+    if not _is_finite(value) or value <= 0:
+        raise refusal(name, "a positive, finite number", value)
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    """Whether *value* is a number that is finite as a float. True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def check_count(name: str, value: object) -> None:
     """Refuse what is not a whole number from 1 on."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= sys.maxsize:
         raise refusal(name, f"a whole number from 1 to {sys.maxsize}", value)
+
+
+def check_port(name: str, value: object) -> None:
+    """Refuse what is not a whole number from 0 to 65535."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65_535:
+        raise refusal(name, "a whole number from 0 to 65535", value)
 
 
 def check_flag(name: str, value: object) -> None:
@@ -82,6 +104,10 @@ def path_of(name: str, value: object) -> Path:
         raise refusal(name, "a path of text", text)
     if not text or "\0" in text:
         raise ConfigurationError(f"{name} must be a path that is not empty and holds no NUL character")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name} must be a path that the file system can encode") from None
     return Path(text)
 
 
@@ -94,8 +120,7 @@ def strings_of(name: str, values: Iterable[str] | None) -> frozenset[str] | None
         raise refusal(name, wanted, values)
     chosen = list(values)
     for value in chosen:
-        if not isinstance(value, str) or not value:
-            raise refusal(f"each item of {name}", "a non-empty string", value)
+        check_text(f"each item of {name}", value)
     if not chosen:
         raise ConfigurationError(f"{name} must be {wanted}; it is empty")
     return frozenset(chosen)

@@ -212,6 +212,8 @@ class Event(msgspec.Struct, frozen=True, eq=False):
     """The event type, such as ``"workflow_failed"``; Kadoa may add types at any time.
 
     Maximum length in characters: 256; a longer type is cut and ends with ``…``.
+    Each lone surrogate, which UTF-8 cannot encode, is replaced by U+FFFD;
+    `raw` has the original.
     """
     _time: Any
     cursor: str | None

@@ -157,10 +157,11 @@ class Forwarder:
         letters that are left: none is lost, and maximum one is posted twice.
 
         Raises:
+            ConfigurationError: *path* cannot be the path of a file.
             DeadLetterError: the file cannot be read or written, or another
                 replay of it is running.
         """
-        letters = LetterFile(Path(path))
+        letters = LetterFile(_file_of("path", path))
         await letters.begin_replay()
         try:
             total = Replayed(delivered=0, remaining=0)
@@ -199,7 +200,7 @@ class Forwarder:
         return Replayed(delivered=delivered, remaining=remaining + unreadable, unreadable=unreadable)
 
     async def _deliver(self, body: dict[str, Any], limit: int | None, dead_letters: LetterFile | None) -> bool:
-        content = _strict_json(body)
+        content = strict_json(body)
         header = _header(str(body["eventType"]))
         attempt = 0
         while True:
@@ -226,7 +227,7 @@ class Forwarder:
                     "why": why,
                 }
                 # The event exactly as it was posted.
-                await dead_letters.append(_strict_json(letter)[:-1] + b',"event":' + content + b"}")
+                await dead_letters.append(strict_json(letter)[:-1] + b',"event":' + content + b"}")
                 self.dead += 1
             if self._on_failure is not None:
                 self._on_failure(
@@ -288,7 +289,7 @@ async def open_forwarder(
         if dead_letters is None:
             raise ConfigurationError("max_attempts needs dead_letters, the file for events that could not be posted")
     check_callable("on_failure", on_failure)
-    letters = None if dead_letters is None else path_of("dead_letters", dead_letters)
+    letters = None if dead_letters is None else _file_of("dead_letters", dead_letters)
     settings = settings_of(endpoints=Endpoints(), retry=retry, ssl_context=ssl_context)
     async with open_http(
         hosts={urlsplit(target.reveal()).hostname or ""},
@@ -303,6 +304,14 @@ async def open_forwarder(
             dead_letters=letters,
             on_failure=on_failure,
         )
+
+
+def _file_of(name: str, value: object) -> Path:
+    """Give the path of a file that was given as a string or a path object."""
+    path = path_of(name, value)
+    if not path.name:
+        raise ConfigurationError(f"{name} must be the path of a file, not of a directory")
+    return path
 
 
 def webhook_body(event: Event) -> dict[str, Any]:
@@ -326,8 +335,8 @@ def _header(event_type: str) -> str:
     return encoded
 
 
-def _strict_json(body: dict[str, Any]) -> bytes:
-    """Write JSON that every parser reads, whatever `parse_json` has accepted."""
+def strict_json(body: dict[str, Any]) -> bytes:
+    """Write JSON that every parser reads, in one line, whatever `parse_json` has accepted."""
     try:
         try:
             return _dump(body)

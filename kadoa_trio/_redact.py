@@ -15,7 +15,8 @@ from urllib.parse import quote, quote_plus, unquote_plus
 
 _PLACEHOLDER: Final = "[secret]"
 _FRAGMENT: Final = 8
-_MIN_SPELLING: Final = 4
+MIN_SECRET: Final = 4
+"""Minimum length of what is replaced, in characters. Shorter texts occur everywhere."""
 _IN_URLS: Final = "/:?@!$&'()*+,;="
 
 
@@ -122,7 +123,7 @@ def _spellings(value: object) -> set[str]:
         repr(data)[2:-1],
         data.decode("latin-1"),
     }
-    return {one for one in found if len(one) >= _MIN_SPELLING}
+    return {one for one in found if len(one) >= MIN_SECRET}
 
 
 def censor(text: str, *secrets: Secret) -> str:

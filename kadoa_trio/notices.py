@@ -167,7 +167,7 @@ class Draining(Notice):
     delay: float
     """How long the client waits before it opens the replacement, in seconds; 0 if a newer connection exists."""
     deadline: str | None
-    """The server's ``deadlineAt``, unchanged. The client does not act on it, because clocks differ."""
+    """The server's ``deadlineAt``, made printable. Maximum 256 characters. The client does not act on it, because clocks differ."""
     resume_supported: bool | None
     """The server's ``resumeSupported``; None if the server did not send it."""
 
@@ -286,7 +286,7 @@ class FrameIgnored(Notice):
     """``"malformed"``, ``"control"`` or ``"unknown"``."""
     why: str
     type: str | None = None
-    """The type that the frame names. Maximum 256 characters."""
+    """The type that the frame names, made printable. Maximum 256 characters."""
     suppressed: int = 0
     """The number of frames of this kind that were ignored without a notice since the last notice of this kind."""
 

@@ -6,6 +6,7 @@ Every wait ends at the deadline of the test; no test asserts a duration.
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import sqlite3
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import _processes
+import msgspec
 import pytest
 import trio
 from _loopback import accept, close_frame, frame, read_head, serving
 from _processes import Running, environment_without, finished
 
-from kadoa_trio import Position, SQLiteCursorStore
+from kadoa_trio import Event, Position, SQLiteCursorStore
+from kadoa_trio._net._wire import decode
 from kadoa_trio.cli import main
+from kadoa_trio.cli._output import json_line
 from kadoa_trio.testing import Faults, SimulatedKadoa, open_simulated_kadoa
 
 pytestmark = pytest.mark.sockets
@@ -126,6 +130,12 @@ def test_no_key_is_2_and_names_both_ways(
     assert "--api-key-file" in said
 
 
+def test_closed_stdin_holds_no_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python sets it where the shell has closed it: <&-
+    assert main(["listen", "--api-key-file", "-"]) == 2
+    assert "stdin is closed" in capsys.readouterr().err
+
+
 async def test_wrong_key_is_1_and_ends_with_the_reason(kadoa: SimulatedKadoa) -> None:
     for arguments in (["listen"], ["setup", "--event", "workflow_failed"], ["send-test", "workflow_failed"]):
         done = await finish(*arguments, env=environment(kadoa, KADOA_API_KEY="wrong-key-12345678"))
@@ -186,6 +196,29 @@ async def test_listen_writes_json_lines_to_a_pipe(kadoa: SimulatedKadoa) -> None
     assert [json.loads(line) for line in run.out.splitlines()] == [json.loads(event.frame) for event in sent]
     assert b"3 events in" in run.err
     assert kadoa.acknowledged == []  # a command without a position is read-only
+
+
+@pytest.mark.parametrize(
+    ("sent", "written"),
+    [
+        ("[NaN,-Infinity,1e999,1.5]", "[null,null,null,1.5]"),
+        (r'"a\ud800b"', r'"a\ufffdb"'),
+        ('"é😀\u2028\u009b"', r'"\u00e9\ud83d\ude00\u2028\u009b"'),
+        ('{"a":"b"}', '{"a":"b"}'),
+    ],
+)
+def test_json_line_is_strict_json_in_ascii(sent: str, written: str) -> None:
+    event = decode(f'{{"eventType":"x","id":"e1","message":{sent}}}')
+    assert isinstance(event, Event)
+    assert json_line(event) == f'{{"eventType":"x","id":"e1","message":{written}}}'
+
+
+async def test_listen_writes_json_that_every_parser_reads(kadoa: SimulatedKadoa) -> None:
+    async with running("listen", "--limit", "1", env=environment(kadoa)) as run:
+        await kadoa.wait_subscribed(1)
+        kadoa.publish("credits_low", {"left": math.inf})
+        assert await run.end() == 0
+    assert msgspec.json.decode(run.out)["message"] == {"left": None}
 
 
 async def test_listen_writes_text(kadoa: SimulatedKadoa) -> None:

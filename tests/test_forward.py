@@ -285,6 +285,17 @@ def test_documented_types_are_in_the_header_as_they_are() -> None:
         assert _forward._header(event_type) == event_type
 
 
+@pytest.mark.parametrize("path", ["\ud800", "a\0b", "", ".", "/", None, b"letters", 5])
+async def test_path_that_names_no_file_is_refused_at_once(path: Any) -> None:
+    async with open_forwarder("http://127.0.0.1:1/") as forwarder:
+        with pytest.raises(ConfigurationError, match=r"^path must be"):
+            await forwarder.replay(path)
+    if path is not None:
+        with pytest.raises(ConfigurationError, match=r"^dead_letters must be"):
+            async with open_forwarder("http://127.0.0.1:1/", dead_letters=path):
+                pass
+
+
 async def test_body_is_strict_json_whatever_was_received(tmp_path: Path) -> None:
     message = '{"a": [NaN, -Infinity, 1e999, 1.5, 12345678901234567890123], "b\\ud800": "x\\udfff", "c": "é😀\u2028"}'
     meant = {"a": [None, None, None, 1.5, 12345678901234567890123], "b\ufffd": "x\ufffd", "c": "é😀\u2028"}
@@ -306,7 +317,7 @@ def test_payload_that_is_nested_too_deeply_is_null() -> None:
     for _ in range(100_000):
         deep = [deep]
     body = {"eventType": "x", "id": "e", "timestamp": deep, "data": deep}
-    assert json.loads(_forward._strict_json(body)) == {"eventType": "x", "id": "e", "data": None}
+    assert json.loads(_forward.strict_json(body)) == {"eventType": "x", "id": "e", "data": None}
 
 
 # ---- a replay beside a running forward -----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 import httpx
@@ -265,6 +266,27 @@ async def test_success_without_the_documented_json_is_a_protocol_error(body: byt
     error = await failure(mocked(saying(200, body)))
     assert isinstance(error, ProtocolError)
     assert (error.step, error.status) == ("token", 200)
+
+
+TOKEN = "t0k3n-77aa55cc/9a"
+
+
+@pytest.mark.parametrize(
+    "team_id", [KEY, f"team {KEY}", f"team-{KEY[5:13]}", quote(KEY, safe=""), TOKEN, f"{TOKEN}-team"]
+)
+async def test_team_that_shows_the_key_or_the_token_is_refused(team_id: str) -> None:
+    body = json.dumps({"access_token": TOKEN, "team_id": team_id}).encode()
+    error = await failure(mocked(saying(200, body)))
+    assert isinstance(error, ProtocolError)
+    assert (error.step, error.status) == ("token", 200)
+    assert TOKEN not in everything_said(error)
+
+
+@pytest.mark.parametrize("team_id", ["team-1", KEY[:7], TOKEN[:12], "t"])
+async def test_team_that_shares_some_characters_is_accepted(team_id: str) -> None:
+    body = json.dumps({"access_token": TOKEN, "team_id": team_id}).encode()
+    async with opened(mocked(saying(200, body))) as client:
+        assert (await client.fetch_token()).team_id == team_id
 
 
 @pytest.mark.parametrize(

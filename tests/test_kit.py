@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import attrs
+import httpx
 import pytest
 import trio
 from _processes import environment_without, finished
 from _receiving import receiving, survive
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio_websocket import ConnectionClosed, wrap_client_stream
 
 import kadoa_trio
 from kadoa_trio import (
@@ -34,6 +38,8 @@ from kadoa_trio.notices import State
 from kadoa_trio.testing import (
     Draft,
     Schedule,
+    ScheduledFault,
+    SimulatedConnection,
     SimulatedKadoa,
     difference,
     make_event,
@@ -223,6 +229,183 @@ async def test_default_inside_of_another_default_restores_the_outer_one(monkeypa
             # Their addresses are the same, and their networks are not.
             assert Endpoints.from_environment() is outer.endpoints
             assert os.environ["KADOA_API_KEY"] == outer.api_key
+
+
+# ---- odd clients ---------------------------------------------------------------------------------------------------
+
+NOTIFICATIONS = "/v5/notifications"
+DEEP = "[" * 100_000
+UPGRADE = (
+    "upgrade: websocket\r\nconnection: upgrade\r\n"
+    "sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+ODD_REQUESTS = [
+    ("POST", f"{NOTIFICATIONS}/channels", DEEP),
+    ("POST", f"{NOTIFICATIONS}/settings", '{"eventType":"credits_low","workflowId":{},"channelIds":[]}'),
+    ("PUT", f"{NOTIFICATIONS}/settings/setting-2", '{"channelIds":5}'),
+    ("PUT", f"{NOTIFICATIONS}/settings/setting-2", '{"channelIds":[{}]}'),
+    ("POST", "/api/v1/events/ack", DEEP),
+    ("POST", "/api/v1/events/ack", '{"id":{}}'),
+    ("POST", "/api/v1/events/ack", "[]"),
+    *(
+        ("GET", f"{NOTIFICATIONS}/logs?{query}", "")
+        for query in ("limit=1.5", "limit=abc", "offset=x", "offset=" + "9" * 5000, "startDate=x")
+    ),
+    ("GET", f"{NOTIFICATIONS}/logs?startDate=2026-01-01T00:00:00", ""),  # a time without a zone
+    ("GET", "//[/x", ""),
+    ("GET", "http://[bad", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "head"),
+    [
+        *((*request, "") for request in ODD_REQUESTS),
+        *(("GET", target, "", UPGRADE) for target in ("//[/x", "http://[bad")),
+    ],
+    ids=lambda value: value[:40],
+)
+async def test_odd_request_is_refused_and_the_server_goes_on(method: str, target: str, body: str, head: str) -> None:
+    async with open_simulated_kadoa(loopback=True) as kadoa:
+        kadoa.publish()
+        port = int(kadoa.endpoints.public_api.rpartition(":")[2])
+        request = (
+            f"{method} {target} HTTP/1.1\r\nhost: x\r\nx-api-key: {kadoa.api_key}\r\n{head}"
+            f"content-length: {len(body)}\r\n\r\n{body}"
+        )
+        for _ in range(2):
+            with trio.fail_after(10):
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                async with stream:
+                    await stream.send_all(request.encode())
+                    assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
+        assert kadoa.acknowledged == []
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (DEEP, None),
+        ("{", None),
+        *(
+            (f'{{"action":"subscribe","channel":"team-1","lastCursor":{cursor}}}', 1008)
+            for cursor in ("5", "[1]", '{"a":1}', "true")
+        ),
+        (f'{{"action":"subscribe","channel":"team-1","lastCursor":"{"9" * 6000}-0"}}', None),
+        ('{"action":"subscribe","channel":["team-1"]}', 1008),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+async def test_odd_frame_is_ignored_or_closes_its_connection(
+    autojump_clock: Any, message: str, code: int | None
+) -> None:
+    async with open_simulated_kadoa() as kadoa:
+        assert kadoa.endpoints.network is not None
+        async with httpx.AsyncClient(transport=kadoa.endpoints.network.http_transport) as http:  # type: ignore[arg-type]  # an object for users
+            token = (await http.post("http://localhost/v4/oauth2/token", headers={"x-api-key": kadoa.api_key})).json()[
+                "access_token"
+            ]
+        stream = await kadoa.endpoints.network.open_stream("localhost", 1)
+        async with trio.open_nursery() as nursery:
+            socket = await wrap_client_stream(nursery, stream, "localhost", f"/?access_token={token}")  # type: ignore[arg-type]  # not a socket
+            await socket.send_message(message)
+            if code is None:
+                assert "heartbeat" in await socket.get_message()
+            else:
+                with pytest.raises(ConnectionClosed):
+                    await socket.get_message()
+                assert socket.closed is not None
+                assert socket.closed.code == code
+            nursery.cancel_scope.cancel()
+        kadoa.publish()
+
+
+# ---- mistakes in tests ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *(
+            (lambda seconds=seconds: Schedule.chaos(1, seconds=seconds), "seconds must be")
+            for seconds in (math.inf, math.nan, 10**400, 1e12, -1, None, True)
+        ),
+        *(
+            (lambda every=every: Schedule.chaos(1, seconds=10, every=every), "every must be|seconds must be maximum")
+            for every in (0, math.inf, math.nan, -1, 1e-300, "x", None)
+        ),
+        *(
+            (lambda kinds=kinds: Schedule.chaos(1, seconds=10, kinds=kinds), "kinds must be|unknown fault 'x'")
+            for kinds in ("drain", [], ["x"], ["drain", "x"])
+        ),
+        (lambda: Schedule("10 drain"), r"Schedule\.parse\(\)"),  # type: ignore[arg-type]  # wrong, here and below
+        (lambda: Schedule(None), "ScheduledFault"),  # type: ignore[arg-type]
+        (lambda: Schedule.parse(None), "a string, not NoneType"),  # type: ignore[arg-type]
+        *((lambda at=at: ScheduledFault(at, "drain"), "at must be") for at in (None, "1", -1, math.nan, math.inf)),
+        (lambda: ScheduledFault(1, "drain", None), "seconds must be"),  # type: ignore[arg-type]
+        *((lambda draft=draft: make_event(draft), "draft must be a draft") for draft in (None, True, 0)),
+        *((lambda kind=kind: make_event(other_event(kind)), "type of an event") for kind in ("", "\ud800", None, 5)),
+        (lambda: make_event(""), "type of an event"),
+        *((lambda types=types: events(types), "types must be") for types in ("workflow_failed", [], 5)),
+        (lambda: drafts("workflow_failed"), "types must be"),
+        (lambda: schedules(seconds=math.inf), "seconds must be"),
+        (lambda: schedules(kinds=["x"]), "unknown fault 'x'"),  # type: ignore[list-item]
+    ],
+)
+def test_mistake_is_refused_by_the_call_that_makes_it(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *(
+            (lambda one, after=after: one.drain(close_after=after), "close_after must be")
+            for after in (-1, math.nan, math.inf, 10**400, "x", True)
+        ),
+        *((lambda one, raw=raw: one.send_raw(raw), "message must be") for raw in (None, 5, ["x"])),
+        (lambda one: one.send_raw("\ud800"), "surrogates"),
+        *(
+            (lambda one, rate=rate: one.send_slowly(one.sent[0], bytes_per_second=rate), "bytes_per_second must be")
+            for rate in (0, -1, math.nan, None)
+        ),
+        *((lambda one, code=code: one.close(code), "code must be") for code in (None, 1.5, -1, 70_000)),
+        *((lambda one, why=why: one.close(1001, why), "reason must be") for why in (5, "x" * 124)),
+    ],
+)
+async def test_mistake_on_a_connection_is_refused_by_the_call_and_sends_nothing(
+    autojump_clock: Any, pair: Any, call: Callable[[SimulatedConnection], object], message: str
+) -> None:
+    async with pair() as (kadoa, realtime):
+        kadoa.publish()
+        await realtime.events.receive()
+        with pytest.raises((ValueError, TypeError), match=message):
+            call(kadoa.newest)
+        await trio.sleep(60)
+        assert not kadoa.newest.draining
+        assert kadoa.handshakes == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"port": port, "loopback": True} for port in (-1, True, 70_000, "1", None)),
+        *({"heartbeat_interval": seconds} for seconds in (0, -1, math.nan, None, "x")),
+        {"loopback": "no"},
+    ],
+)
+async def test_simulated_kadoa_refuses_options_that_it_cannot_use(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        async with open_simulated_kadoa(**options):
+            pass
+
+
+@pytest.mark.parametrize("name", [*EVENT_TYPES, "credits_low"])
+def test_event_is_made_from_the_name_of_its_type(name: str) -> None:
+    event = make_event(name, id="e1")
+    assert (event.id, event.type, event.workflow_id) == ("e1", name, "wf_123")
+    assert type(event.message) is (EVENT_TYPES[name].message if name in EVENT_TYPES else OtherMessage)
 
 
 # ---- strategies ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -91,8 +92,12 @@ async def test_log_is_read_by_pages_and_filters(total: bool) -> None:
         assert len((await notifications.log(until=now + timedelta(hours=1))).entries) == min(len(rows), 100)
         mails = await notifications.log(event_type="credits_low")
         assert {entry.event_type for entry in mails.entries} == {"credits_low"}
-        for wrong in ({"limit": 0}, {"limit": 101}, {"offset": -1}, {"since": datetime(2026, 1, 1)}):
-            with pytest.raises(ValueError):
+        for wrong in (
+            *({"limit": limit} for limit in (0, 101, 1.5, True, "5", math.nan)),
+            *({"offset": offset} for offset in (-1, 0.0, math.nan, 10**5000)),
+            {"since": datetime(2026, 1, 1)},
+        ):
+            with pytest.raises(ValueError, match=r"must be a whole number|aware times"):
                 await notifications.log(**wrong)  # type: ignore[arg-type]
 
 

@@ -58,8 +58,9 @@ class Wordless:
 NOT_OBJECTS = [5, 0, 1.5, True, "text", SECRET, b"bytes", [], {}, object(), Wordless(), Number(), float("nan"), open]
 NOT_FLAGS = [0, 1, None, "no", "", "True", b"", [], object(), Wordless(), math.nan]
 NOT_TEXTS = ["", b"text", 5, True, 1.5, [], ["text"], object(), Wordless(), "\ud800", Path("text")]
-NOT_PATHS = ["", b"text", 5, True, 1.5, [], object(), Wordless(), "nul\0", MemoryCursorStore]
+NOT_PATHS = ["\ud800", "", b"text", 5, True, 1.5, [], object(), Wordless(), "nul\0", MemoryCursorStore]
 NOT_COLLECTIONS = [
+    ["\ud800"],
     "workflow_failed",
     b"bytes",
     5,

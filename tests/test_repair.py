@@ -365,6 +365,16 @@ def test_row_that_is_nested_too_deeply_is_no_event() -> None:
     assert event_from_log({"eventType": "x", "eventId": "e1", "payload": payload}) is None
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_row_whose_type_has_a_lone_surrogate_is_an_event(whole: bool) -> None:
+    payload: dict[str, object] = {"workflowId": "wf_1"}
+    if whole:
+        payload = {"eventType": "x\ud800", "id": "e1", "message": payload}
+    event = event_from_log({"eventType": "x\ud800", "eventId": "e1", "payload": payload})
+    assert event is not None
+    assert (event.id, event.type, event.workflow_id) == ("e1", "x\ufffd", "wf_1")
+
+
 async def test_filters_hold_for_repaired_events(autojump_clock: Any) -> None:
     async with world(event_types=["workflow_failed"]) as one:
         one.kadoa.publish("workflow_failed")

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kadoa_trio._engine import _connection
-from kadoa_trio._events import Event, WorkflowFinished
+from kadoa_trio._events import Event, OtherMessage, WorkflowFinished
 from kadoa_trio._net._wire import (
     CONTROL_MESSAGES,
     MAX_CURSOR,
@@ -121,7 +121,7 @@ def test_three_spellings_give_the_same_event() -> None:
 @example("[]")
 @example("1" * 5_000)
 @example("\ud800")
-@example('{"type":"\\ud800","id":"1"}')
+@example('{"type":"","id":"\\ud800"}')
 @example(b"\xff\xfe{}")
 @example("\ufeff{}")
 @example('{"type":"x","id":"1"} {"type":"x","id":"1"}')
@@ -197,6 +197,19 @@ def test_frame_without_an_event_is_ignored(frame: object, kind: str, name: str |
     assert (decoded.kind, decoded.type) == (kind, name)
 
 
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [("\x1b]0;pwn\x07\nFAKE", "]0;pwn FAKE"), ("a\u202eb\u2028c", "a b c"), ("\x00", "?"), ("é x", "é x")],
+)
+def test_texts_for_notices_are_printable(sent: str, shown: str) -> None:
+    ignored = decode_value({"type": sent})
+    assert isinstance(ignored, Ignored)
+    assert ignored.type == shown
+    draining = decode_value({"type": "control.draining", "deadlineAt": sent})
+    assert isinstance(draining, Draining)
+    assert draining.deadline == shown
+
+
 @pytest.mark.parametrize("payload", [5, 0, "", "x", True, False, [], {}, [1, {"workflowId": "no"}]])
 @pytest.mark.parametrize("key", ["message", "data"])
 def test_odd_payload_is_an_event(key: str, payload: object) -> None:
@@ -211,6 +224,27 @@ def test_payload_that_only_pythons_parser_takes_is_an_event() -> None:
         assert isinstance(event, Event)
         assert event.workflow_id == "wf_1"
         assert "x" in event.raw["message"]
+
+
+@pytest.mark.parametrize("key", ["eventType", "type"])
+@pytest.mark.parametrize("sent", [r"quota\ud800left", r"quota\udc00left"])
+def test_lone_surrogate_of_a_type_is_replaced(key: str, sent: str) -> None:
+    frame = f'{{"{key}":"{sent}","id":"1","_cursor":"5-0","message":{{"workflowId":"wf_1"}}}}'
+    for message in (frame, frame.encode()):
+        event = decode(message)
+        assert isinstance(event, Event)
+        assert (event.type, event.id, event.cursor, event.workflow_id) == ("quota\ufffdleft", "1", "5-0", "wf_1")
+        assert event.raw[key] == json.loads(f'"{sent}"')
+        assert event.message == OtherMessage({"workflowId": "wf_1"})
+
+
+def test_lone_surrogates_make_no_event_of_a_frame_that_is_none() -> None:
+    assert decode(r'{"eventType":"","type":"","id":"\ud800","message":{}}') == Ignored(
+        kind="unknown", why="it names no type"
+    )
+    ignored = decode(r'{"type":"control.\ud800"}')
+    assert isinstance(ignored, Ignored)
+    assert (ignored.kind, ignored.type) == ("control", "control.\ufffd")
 
 
 def test_event_type_wins_over_type() -> None:

@@ -16,7 +16,7 @@ import attrs
 from .._contexts import async_context
 from .._errors import ConfigurationError, ProtocolError
 from .._events import parse_json
-from .._redact import Secret
+from .._redact import MIN_SECRET, Secret
 from .._settings import Settings, fits_header
 from ._http import USER_AGENT, HttpClient, open_http, utc_now
 
@@ -65,7 +65,8 @@ class KadoaApi:
         Raises:
             AuthenticationError: 401 or 403.
             RequestRefusedError: any other 4xx, where repeating the request is of no use.
-            ProtocolError: a success, but not the documented JSON.
+            ProtocolError: a success, but not the documented JSON, or a team
+                whose id shows the key or the token.
             AttemptError: everything that may pass: the network, no answer in
                 time, 408, 425, 429, 3xx, 5xx.
         """
@@ -174,10 +175,20 @@ def _parse_token(body: bytes, api_key: Secret) -> Token | None:
     if not isinstance(data, dict):
         return None
     access_token, team_id = data.get("access_token"), data.get("team_id")
-    if _is_text(access_token) and _is_text(team_id):
+    # The team's id is shown and saved.
+    if _is_text(access_token) and _is_text(team_id) and not _shows(team_id, access_token, api_key):
         # With the key: the WebSocket's server knows the key as well, and may repeat it.
         return Token(Secret(access_token, api_key.reveal()), team_id)
     return None
+
+
+def _shows(team_id: str, access_token: str, api_key: Secret) -> bool:
+    """Whether *team_id* holds the whole token, or eight or more characters of the key in a row.
+
+    It may be a part of the token: the form of tokens is not documented.
+    """
+    whole_token = len(access_token) >= MIN_SECRET and access_token in team_id
+    return whole_token or api_key.hide(team_id) != team_id
 
 
 def _parse_object(body: bytes) -> dict[str, object] | None:

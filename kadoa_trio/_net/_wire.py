@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal, TypeGuard
 
@@ -30,6 +31,7 @@ import attrs
 import msgspec
 
 from .._events import WORKFLOW_FIELD, Event, json_kind, parse_json
+from .._redact import presentable
 
 MAX_ID: Final = 256
 """Maximum length of an event id and of a workflow id, in characters. The documented ones have about 40.
@@ -43,6 +45,8 @@ MAX_NAME: Final = 256
 _MAX_TIME: Final = 64
 # About 600 digits, which Python always converts to text; see sys.set_int_max_str_digits().
 _MAX_BITS: Final = 2_000
+# JSON can express one in an escape; only Python's own parser accepts it.
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @attrs.frozen
@@ -65,7 +69,7 @@ class Draining:
     resume_supported: bool | None = None
     """Whether the server promises to resume from a cursor."""
     deadline: str | None = None
-    """When the server will close this connection, as sent, by the server's clock. Maximum length in characters: 256."""
+    """When the server will close this connection, by its clock, as sent but printable. Maximum length in characters: 256."""
 
 
 @attrs.frozen(kw_only=True)
@@ -77,7 +81,7 @@ class Ignored:
     why: str
     """The reason, as text. It contains nothing of the frame."""
     type: str | None = None
-    """The type that the frame names. Maximum length in characters: 256."""
+    """The type that the frame names, made printable. Maximum length in characters: 256."""
 
 
 Decoded = Heartbeat | Draining | Event | Ignored
@@ -225,6 +229,9 @@ def _envelope_of(frame: object) -> _Envelope:
     values: dict[str, Any] = {
         name: (_payload_of if name in _PAYLOADS else _scalar_of)(frame.get(wire_name)) for name, wire_name in _FIELDS
     }
+    for name in ("type", "event_type"):
+        if isinstance(values[name], str):
+            values[name] = _LONE_SURROGATE.sub("\ufffd", values[name])
     return _Envelope(**values)
 
 
@@ -283,8 +290,8 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
     if read is not None:
         return read(envelope)
     if name.startswith(_CONTROL):
-        return Ignored(kind="control", why="an unknown control message", type=_cut(name))
-    return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=_cut(name))
+        return Ignored(kind="control", why="an unknown control message", type=_shown(name))
+    return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=_shown(name))
 
 
 def event_from_log(row: Mapping[str, object]) -> Event | None:
@@ -320,7 +327,7 @@ def _is_whole_event(payload: dict[str, object], event_type: object) -> bool:
     if "id" not in payload or not ("message" in payload or "data" in payload):
         return False
     name = payload.get("eventType", payload.get("type"))
-    return _names(name) and (event_type is None or name == event_type)
+    return isinstance(name, str) and name != "" and (event_type is None or name == event_type)
 
 
 def _names(value: object) -> TypeGuard[str]:
@@ -350,6 +357,11 @@ def _identifier(value: object) -> str | None:
 
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
+
+
+def _shown(text: str) -> str:
+    """Make a text for a notice: printable, in one line, cut."""
+    return _cut(presentable(text, MAX_NAME + 1)) or "?"
 
 
 def _digest(frame: str | bytes) -> str:
@@ -402,7 +414,7 @@ def _read_draining(envelope: _Envelope) -> Draining:
     return Draining(
         advice=_seconds(envelope.retry_after_ms),
         resume_supported=envelope.resume_supported if isinstance(envelope.resume_supported, bool) else None,
-        deadline=_cut(envelope.deadline_at) if _names(envelope.deadline_at) else None,
+        deadline=_shown(envelope.deadline_at) if _names(envelope.deadline_at) else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Literal
@@ -14,7 +13,7 @@ from .._client import open_realtime
 from .._events import Event
 from .._redact import Secret, revealed
 from .._stores import SQLiteCursorStore
-from ._output import Output, Summary, event_line, saying_notices
+from ._output import Output, Summary, event_line, json_line, saying_notices
 
 Format = Literal["auto", "text", "json"]
 
@@ -88,8 +87,7 @@ async def listen(source: Source, *, limit: int | None, form: Format) -> int:
     text = output.terminal if form == "auto" else form == "text"
 
     async def write(event: Event) -> None:
-        as_text = event_line(event, coloured=output.colours) if text else json.dumps(event.raw, separators=(",", ":"))
-        await output.write(as_text)
+        await output.write(event_line(event, coloured=output.colours) if text else json_line(event))
 
     async def leave_with_reader(scope: trio.CancelScope) -> None:
         await output.wait_closed()

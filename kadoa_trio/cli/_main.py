@@ -105,6 +105,8 @@ def _read_key_file(_ctx: click.Context, _param: click.Parameter, path: str | Non
         return None
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise click.BadParameter("stdin is closed")
             text = sys.stdin.read(_MAX_KEY_FILE + 1)
         else:
             with open(path, encoding="utf-8") as file:

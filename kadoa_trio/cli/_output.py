@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import stat
 import sys
 import time
@@ -23,6 +25,7 @@ from .._events import (
     WorkflowFinished,
     WorkflowRecovered,
 )
+from .._forward import strict_json
 from .._redact import presentable
 from ..notices import Failed, Notice, Stopped
 
@@ -132,6 +135,11 @@ def event_line(event: Event, *, coloured: bool = False) -> str:
         kind = click.style(kind, fg=_COLOURS.get(event.type, "yellow"))
     late = "  (from the log)" if event.from_log else ""
     return f"{when(event)}  {kind}  {workflow:<12}  {detail(event.message)}{late}".rstrip()
+
+
+def json_line(event: Event) -> str:
+    """Format an event as one line of strict JSON. In ASCII, because other characters may control a terminal."""
+    return re.sub("[^\\x00-\\x7f]+", lambda match: json.dumps(match[0])[1:-1], strict_json(event.raw).decode())
 
 
 def when(event: Event) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 
 import attrs
 
+from .._checks import check_text
 from .._events import WORKFLOW_FIELD, Event
 
 WORKFLOW: Final = "wf_123"
@@ -124,18 +125,31 @@ def other_event(type: str, **fields: Any) -> Draft:
 
 
 def make_event(
-    draft: Draft, *, id: str | None = None, cursor: str | None = None, timestamp: datetime | None = None
+    draft: Draft | str, *, id: str | None = None, cursor: str | None = None, timestamp: datetime | None = None
 ) -> Event:
     """Make an `Event` as a client would receive it, to test a handler without a server.
 
     Args:
-        draft: the type and the payload of the event.
+        draft: the type and the payload of the event; or the name of an event
+            type, which has its documented payload, as in
+            `SimulatedKadoa.publish`.
         id: the event's id; None for a new one.
         cursor: the event's cursor; None for none.
         timestamp: an aware time; None for a time in 2026, later than that of
             the previous call.
+
+    Raises:
+        TypeError: *draft* is neither a draft nor a string.
+        ValueError: the type is not a non-empty string that UTF-8 can encode.
     """
     number = next(_numbers)
+    if isinstance(draft, str):
+        draft = documented(draft, None, number)
+    elif not isinstance(draft, Draft):
+        raise TypeError(
+            f"draft must be a draft, such as workflow_failed(), or the name of an event type, not {type(draft).__name__}"
+        )
+    check_text("the type of an event", draft.type)
     event_id = id or f"made-{number}"
     when = timestamp or datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)
     time = when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -10,10 +10,12 @@ from typing import Any, Protocol, cast
 import trio
 import trio_websocket
 
+from .._checks import check_delay, check_rate
 from ._model import Faults, PublishedEvent, Stream
 from ._streams import FaultyStream
 
 _CLOSE_TIMEOUT = 5.0
+_MAX_REASON = 123  # RFC 6455, section 5.5: a control frame holds 125 bytes, two of them for the code
 
 _Action = Callable[[trio_websocket.WebSocketConnection], Awaitable[object]]
 
@@ -35,7 +37,11 @@ class Server(Protocol):
         ...
 
     def _token_is_good(self, path: str) -> bool:
-        """Return whether the path of a handshake holds a valid token."""
+        """Return whether the path of a handshake holds a valid token.
+
+        Raises:
+            ValueError: it is not the path of a URL.
+        """
         ...
 
     def _connection_subscribed(self, connection: SimulatedConnection) -> None:
@@ -61,7 +67,7 @@ class SimulatedConnection:
         self.last_cursor: str | None = None
         """The cursor that the client subscribed with."""
         self.received: list[Any] = []
-        """Every message that the client has sent, parsed."""
+        """Every message that the client has sent, parsed; one that is not JSON is as it was sent."""
         self.sent: list[PublishedEvent] = []
         """Every event that was sent; repeated events are listed again."""
         self.draining: bool = False
@@ -97,7 +103,13 @@ class SimulatedConnection:
             deadline_at: the field ``deadlineAt``; any JSON value.
             resume_supported: the field ``resumeSupported``; any JSON value.
             omit: fields to leave out, by their names on the wire.
+
+        Raises:
+            ValueError: *close_after* is negative or not finite.
+            TypeError: a field is not JSON.
         """
+        if close_after is not None:
+            check_delay("close_after", close_after)
         self.draining = True
         notice = {
             "type": "control.draining",
@@ -116,7 +128,15 @@ class SimulatedConnection:
         self.close(1001, "Server shutting down")
 
     def close(self, code: int = 1001, reason: str = "Server shutting down") -> None:
-        """Send what is queued, then a close frame."""
+        """Send what is queued, then a close frame.
+
+        Raises:
+            ValueError: a close frame cannot hold the code or the reason.
+        """
+        if type(code) is not int or not 0 <= code <= 65_535:
+            raise ValueError("code must be a whole number from 0 to 65535")
+        if not isinstance(reason, str) or len(reason.encode()) > _MAX_REASON:
+            raise ValueError(f"reason must be a string of maximum {_MAX_REASON} bytes in UTF-8")
 
         async def close(ws: trio_websocket.WebSocketConnection) -> None:
             with trio.move_on_after(_CLOSE_TIMEOUT):
@@ -141,7 +161,16 @@ class SimulatedConnection:
         self._stream.go_silent()
 
     def send_raw(self, message: str | bytes) -> None:
-        """Send a message unchanged."""
+        """Send a message unchanged.
+
+        Raises:
+            TypeError: *message* is neither a string nor bytes.
+            ValueError: UTF-8 cannot encode it.
+        """
+        if not isinstance(message, (str, bytes)):
+            raise TypeError(f"message must be a string or bytes, not {type(message).__name__}")
+        if isinstance(message, str):
+            message.encode()
         self._queue(lambda ws: ws.send_message(message))
 
     def send_heartbeat(self) -> None:
@@ -149,7 +178,12 @@ class SimulatedConnection:
         self.send_raw(json.dumps({"type": "heartbeat", "timestamp": int(trio.current_time() * 1000)}))
 
     def send_slowly(self, event: PublishedEvent, *, bytes_per_second: float) -> None:
-        """Send an event over a slow link. Everything that is sent later waits for it."""
+        """Send an event over a slow link. Everything that is sent later waits for it.
+
+        Raises:
+            ValueError: *bytes_per_second* is not positive or not finite.
+        """
+        check_rate("bytes_per_second", bytes_per_second)
 
         async def send(ws: trio_websocket.WebSocketConnection) -> None:
             self._stream.rate = bytes_per_second
@@ -227,7 +261,12 @@ class SimulatedConnection:
             headers = [(name.encode(), value.encode()) for name, value in faults.handshake_headers.items()]
             await request.reject(faults.handshake_status, extra_headers=headers, body=b'{"error":"simulated"}')
             return
-        if not kadoa._token_is_good(request.path):
+        try:
+            good = kadoa._token_is_good(request.path)
+        except ValueError:
+            await request.reject(400, body=b'{"error":"the request cannot be read"}')
+            return
+        if not good:
             await request.reject(401, body=b'{"error":"invalid access token"}')
             return
         ws = await request.accept()
@@ -243,14 +282,17 @@ class SimulatedConnection:
     def _take(self, message: str | bytes) -> None:
         try:
             frame = json.loads(message)
-        except ValueError:
+        except (ValueError, RecursionError):
             frame = message
         self.received.append(frame)
         if isinstance(frame, Mapping) and frame.get("action") == "subscribe":
+            cursor = frame.get("lastCursor")
             if frame.get("channel") != self._kadoa.team_id:
                 self.close(1008, "unknown channel")
+            elif cursor is not None and not isinstance(cursor, str):
+                self.close(1008, "invalid cursor")
             else:
-                self._subscribe(frame.get("lastCursor"))
+                self._subscribe(cursor)
 
     def _subscribe(self, cursor: str | None) -> None:
         kadoa, faults = self._kadoa, self._kadoa.faults

@@ -7,7 +7,7 @@ table. To add a fault: add its name to `FaultKind` and its entry to `FAULTS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import attrs
@@ -133,6 +133,28 @@ FAULTS: Final[Mapping[FaultKind, Fault]] = {
 
 HARMLESS: Final[tuple[FaultKind, ...]] = tuple(sorted(kind for kind, fault in FAULTS.items() if not fault.loses_events))
 """The faults that random schedules are drawn from."""
+
+
+def check_kind(kind: str) -> None:
+    """Refuse what is not the name of a fault, with a `ValueError`."""
+    if kind not in FAULTS:
+        raise ValueError(f"unknown fault {kind!r}; known are {', '.join(sorted(FAULTS))}")
+
+
+def chosen_kinds(kinds: Iterable[FaultKind] | None) -> Sequence[FaultKind]:
+    """Return the kinds to draw from, in a stable order: *kinds*, or the harmless ones for None.
+
+    Raises:
+        ValueError: *kinds* names no kind, or an unknown one.
+    """
+    if kinds is None:
+        return HARMLESS
+    chosen = set(kinds)
+    if not chosen or isinstance(kinds, str):
+        raise ValueError("kinds must be a collection of one or more kinds of faults, or None for the harmless ones")
+    for kind in chosen:
+        check_kind(kind)
+    return sorted(chosen)
 
 
 def describe_faults(item: str = "* ``{kind}``: {does}", duration: str = " Duration: {seconds}.") -> str:

@@ -17,6 +17,7 @@ Spelling = Literal["documented", "sdk", "webhook"]
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 # Several events share the first number, so that a client that compares cursors as text fails at the tenth event.
 _EVENTS_PER_TICK = 12
+_MAX_CURSOR = 100
 
 
 @attrs.frozen
@@ -246,6 +247,7 @@ def _log_row(row_id: str, event: PublishedEvent, send: Send, faults: Faults) -> 
 
 def _parse(cursor: str) -> tuple[int, int] | None:
     first, dash, second = cursor.partition("-")
-    if dash and first.isdecimal() and second.isdecimal():
+    # Python refuses to convert thousands of digits; see sys.set_int_max_str_digits().
+    if dash and first.isdecimal() and second.isdecimal() and len(cursor) <= _MAX_CURSOR:
         return int(first), int(second)
     return None

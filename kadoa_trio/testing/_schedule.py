@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, final
+from collections.abc import Iterable
+from typing import Any, Final, final
 
 import attrs
 import trio
 
-from ._faults import FAULTS, HARMLESS, FaultKind, FaultTarget, describe_faults
+from .._checks import check_delay, check_seconds
+from ._faults import FAULTS, FaultKind, FaultTarget, check_kind, chosen_kinds, describe_faults
+
+_MAX_FAULTS: Final = 1_000_000
 
 
 @final
@@ -20,7 +23,7 @@ class ScheduledFault:
     """A fault at a time of a schedule.
 
     Raises:
-        ValueError: the kind is unknown, or a number is negative.
+        ValueError: the kind is unknown, or a time is negative or not finite.
 
     The kinds:
     """
@@ -33,10 +36,9 @@ class ScheduledFault:
     """Duration of the fault, in seconds; without effect for kinds that have no duration."""
 
     def __attrs_post_init__(self) -> None:
-        if self.kind not in FAULTS:
-            raise ValueError(f"unknown fault {self.kind!r}; known are {', '.join(sorted(FAULTS))}")
-        if not 0 <= self.at < float("inf") or not 0 <= self.seconds < float("inf"):
-            raise ValueError("the times of a fault must be finite and not negative")
+        check_kind(self.kind)
+        check_delay("at", self.at)
+        check_delay("seconds", self.seconds)
 
     def __str__(self) -> str:
         duration = "" if FAULTS[self.kind].seconds is None else f" {self.seconds:g}"
@@ -47,7 +49,10 @@ ScheduledFault.__doc__ = f"{inspect.cleandoc(ScheduledFault.__doc__ or '')}\n\n{
 
 
 def _by_time(faults: Iterable[ScheduledFault]) -> tuple[ScheduledFault, ...]:
-    return tuple(sorted(faults, key=lambda fault: fault.at))
+    listed = list(faults) if isinstance(faults, Iterable) else [faults]
+    if not all(isinstance(fault, ScheduledFault) for fault in listed):
+        raise TypeError("faults must be a collection of ScheduledFault objects; Schedule.parse() reads a string")
+    return tuple(sorted(listed, key=lambda fault: fault.at))
 
 
 @final
@@ -65,7 +70,10 @@ class Schedule:
 
         Raises:
             ValueError: the text is not a schedule; the error names the part.
+            TypeError: *text* is not a string.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"a schedule must be a string, not {type(text).__name__}")
         faults = []
         for part in filter(None, (part.strip() for part in text.replace(";", ",").split(","))):
             words = part.split()
@@ -90,9 +98,18 @@ class Schedule:
             every: mean time between two faults, in seconds.
             kinds: the kinds to draw from; None for all but ``forget``, after
                 which no client can be complete.
+
+        Raises:
+            ValueError: *seconds* is negative or not finite, *every* is not
+                positive or not finite, *seconds* is more than a million times
+                *every*, or *kinds* names no kind or an unknown one.
         """
+        check_delay("seconds", seconds)
+        check_seconds("every", every)
+        if seconds / every > _MAX_FAULTS:
+            raise ValueError(f"seconds must be maximum {_MAX_FAULTS:,} times every, because each fault takes memory")
         rng = random.Random(seed)
-        chosen: Sequence[FaultKind] = HARMLESS if kinds is None else sorted(set(kinds))
+        chosen = chosen_kinds(kinds)
         faults = []
         now = rng.expovariate(1 / every)
         while now < seconds:

@@ -16,6 +16,7 @@ import h11
 import httpx
 import trio
 
+from .._checks import check_flag, check_port, check_seconds
 from .._contexts import async_context, sync_context
 from .._exits import hidden_nursery
 from .._settings import Endpoints, default_endpoints
@@ -28,6 +29,9 @@ from ._workspace import Workspace
 
 _MAX_BODY = 1024 * 1024
 _MAX_TOKENS = 1_000
+
+_HttpAnswer = tuple[int, dict[str, str], bytes]
+"""Status, headers and body."""
 
 
 class SimulatedKadoa:
@@ -328,9 +332,14 @@ class SimulatedKadoa:
         self.max_open_connections = max(self.max_open_connections, len(self.connections))
         await connection.serve()
 
-    async def _answer(
-        self, method: str, target: str, key: str | None, body: bytes
-    ) -> tuple[int, dict[str, str], bytes]:
+    async def _answer(self, method: str, target: str, key: str | None, body: bytes) -> _HttpAnswer:
+        """Answer a request, with 400 if a part of it cannot be read."""
+        try:
+            return await self._route(method, target, key, body)
+        except (ValueError, TypeError, RecursionError):
+            return 400, {}, b'{"error":"the request cannot be read"}'
+
+    async def _route(self, method: str, target: str, key: str | None, body: bytes) -> _HttpAnswer:
         faults = self.faults
         path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
         if (method, path) == ("POST", "/v4/oauth2/token"):
@@ -354,11 +363,11 @@ class SimulatedKadoa:
                 await trio.sleep_forever()
             if faults.ack_status is not None:
                 return faults.ack_status, {}, b'{"error":"simulated"}'
-            try:
-                self.acknowledged.append(json.loads(body)["id"])
-                self._note_settled(self.acknowledged[-1])
-            except (ValueError, KeyError, TypeError):
+            event = json.loads(body)
+            if not isinstance(event, dict) or not isinstance(event.get("id"), str):
                 return 400, {}, b'{"error":"no id"}'
+            self.acknowledged.append(event["id"])
+            self._note_settled(event["id"])
             return 200, {}, b"{}"
         if (method, path) == ("GET", "/v5/notifications/logs"):
             self.log_requests += 1
@@ -536,7 +545,14 @@ async def open_simulated_kadoa(
         heartbeat_interval: time between two heartbeats, in seconds. Default:
             15, as Kadoa's.
         port: on loopback, the port to listen on; 0 lets the system choose.
+
+    Raises:
+        ConfigurationError: an option cannot be used.
+        OSError: the port cannot be listened on.
     """
+    check_flag("loopback", loopback)
+    check_seconds("heartbeat_interval", heartbeat_interval, unlimited=True)
+    check_port("port", port)
     async with hidden_nursery("the simulated Kadoa is left") as nursery:
         kadoa = SimulatedKadoa(nursery, heartbeat_interval)
         try:

@@ -109,7 +109,7 @@ class Workspace:
         """Answer a call; *path* is relative to ``/v5/notifications``."""
         try:
             body = json.loads(content) if content else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             return _refuse(400, "the body is not JSON")
         if not isinstance(body, dict):
             return _refuse(400, "the body is not an object")

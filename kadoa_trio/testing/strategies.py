@@ -6,7 +6,7 @@ Needs Hypothesis: ``pip install 'kadoa-trio[testing]'``.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,9 +14,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 import attrs
 from hypothesis import strategies as st
 
+from .._checks import check_delay, strings_of
 from .._events import EVENT_TYPES, WORKFLOW_FIELD, Difference, Event, camel_case
 from ._builders import Draft, difference, make_event
-from ._faults import FAULTS, HARMLESS, FaultKind
+from ._faults import FAULTS, FaultKind, chosen_kinds
 from ._schedule import Schedule, ScheduledFault
 
 __all__ = ["drafts", "events", "frames", "schedules"]
@@ -75,18 +76,24 @@ def _payloads(kind: type) -> st.SearchStrategy[dict[str, Any]]:
 _PAYLOADS = {one.name: _payloads(one.message) for one in EVENT_TYPES.values()}
 
 
-@st.composite
-def drafts(draw: st.DrawFn, types: Collection[str] | None = None, *, odd: bool = False) -> Draft:
+def drafts(types: Collection[str] | None = None, *, odd: bool = False) -> st.SearchStrategy[Draft]:
     """Draw drafts of events, to publish or to make events from.
 
     Args:
-        draw: passed by Hypothesis.
         types: the event types to draw from; None for those with a class and
             one without.
         odd: also draw payloads that differ from their documentation, which a
             handler must survive.
+
+    Raises:
+        ValueError: *types* is not a collection of non-empty strings, or empty.
     """
-    kind = draw(st.sampled_from(sorted(types or _TYPES)))
+    return _drafts(sorted(strings_of("types", types) or _TYPES), odd)
+
+
+@st.composite
+def _drafts(draw: st.DrawFn, types: Sequence[str], odd: bool) -> Draft:
+    kind = draw(st.sampled_from(types))
     if odd and draw(st.booleans()):
         return Draft(kind, draw(_json.filter(lambda payload: payload is not None)))
     payload = draw(_PAYLOADS.get(kind, st.just({})))
@@ -125,27 +132,30 @@ def frames() -> st.SearchStrategy[str]:
     return st.one_of(event, notice, st.just('{"type":"heartbeat"}'), _json.map(json.dumps), _words)
 
 
-@st.composite
 def schedules(
-    draw: st.DrawFn,
     *,
     seconds: float = 300.0,
     max_faults: int = 8,
     kinds: Collection[FaultKind] | None = None,
-) -> Schedule:
+) -> st.SearchStrategy[Schedule]:
     """Draw schedules of faults, to play with `SimulatedKadoa.play`.
 
     Args:
-        draw: passed by Hypothesis.
         seconds: latest beginning of a fault, in seconds of Trio's clock.
         max_faults: maximum number of faults.
         kinds: the kinds to draw from; None for all but ``forget``, after
             which no client can be complete.
+
+    Raises:
+        ValueError: *seconds* is negative or not finite, or *kinds* names no
+            kind or an unknown one.
     """
-    chosen = st.sampled_from(HARMLESS if kinds is None else sorted(kinds))
+    check_delay("seconds", seconds)
+    chosen = st.sampled_from(chosen_kinds(kinds))
     times = st.integers(0, int(seconds)).map(float)
 
     def fault(at: float, kind: FaultKind, lasting: int) -> ScheduledFault:
         return ScheduledFault(at, kind, 1.0 if FAULTS[kind].seconds is None else float(lasting))
 
-    return Schedule(tuple(draw(st.lists(st.builds(fault, times, chosen, st.integers(0, 60)), max_size=max_faults))))
+    faults = st.lists(st.builds(fault, times, chosen, st.integers(0, 60)), max_size=max_faults)
+    return faults.map(lambda drawn: Schedule(tuple(drawn)))

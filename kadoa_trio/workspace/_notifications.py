@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar, final
@@ -238,10 +239,13 @@ class Notifications:
             limit: maximum number of rows of the page, 1 to 100.
 
         Raises:
-            ValueError: *limit* or *offset* is out of its range, or a time is not aware.
+            ValueError: *limit* or *offset* is not a whole number or out of its
+                range, or a time is not aware.
         """
-        if not 1 <= limit <= MAX_LOG_ROWS or offset < 0:
-            raise ValueError(f"limit must be from 1 to {MAX_LOG_ROWS}, and offset not below 0")
+        if type(limit) is not int or not 1 <= limit <= MAX_LOG_ROWS:
+            raise ValueError(f"limit must be a whole number from 1 to {MAX_LOG_ROWS}")
+        if type(offset) is not int or not 0 <= offset <= sys.maxsize:
+            raise ValueError(f"offset must be a whole number from 0 to {sys.maxsize}")
         params = {"limit": str(limit), "offset": str(offset)}
         for name, time in (("startDate", since), ("endDate", until)):
             if time is not None:
