@@ -309,6 +309,8 @@ FLOODS = {
     "pings": (b"", b"\x89\x00", b"\x81\x03end"),
     "pongs": (b"", b"\x8a\x00", b"\x81\x03end"),
     "empty messages": (b"", b"\x81\x00", b"\x81\x03end"),
+    "empty binary messages": (b"", b"\x82\x00", b"\x81\x03end"),
+    "short messages": (b"", b"\x81\x01x", b"\x81\x03end"),
     "tiny fragments": (b"\x01\x00", b"\x00\x01x", b"\x80\x03end"),
 }
 

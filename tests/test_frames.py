@@ -1,306 +1,251 @@
-"""The filter of frames against wsproto alone: the same messages, pings, pongs, closes and faults, in the same order."""
+"""The frame filter: a program behind it sees what it would see behind wsproto alone.
+
+wsproto is the oracle: `compare` runs the same bytes with and without the
+filter. The limits, which wsproto does not have, have named tests.
+"""
 
 from __future__ import annotations
 
 import itertools
-import struct
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from hypothesis import event, example, given, settings
+from _oracle import (
+    LIMIT,
+    WHOLE,
+    compare,
+    cut,
+    wire,
+)
+from hypothesis import event, given
 from hypothesis import strategies as st
-from wsproto.connection import Connection, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
 from kadoa_trio._net._frames import (
     FRAMES_AT_ONCE,
+    MAX_FRAGMENTS,
     MESSAGES_AT_ONCE,
     FrameFilter,
-    Passed,
-    Refused,
-    RefusedBecause,
 )
 
-MAX = 200_000
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
+END = wire(b"end")
+SIZES = [0, 1, 2, 3, 124, 125, 126, 127, 128, 300]
+BIG_SIZES = [65_534, 65_535, 65_536, 65_537]
+INVALID = [b"\xff", b"\x80", b"\xc0\x80", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf0\x9f\x98"]
+CODES = [0, 999, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 1015, 1016]
+CODES += [2999, 3000, 3999, 4000, 4999, 5000, 65_535]
 
 
-def frame(
-    payload: bytes, opcode: int = TEXT, *, final: bool = True, bits: int = 0, mask: bool = False, long: int = 0
-) -> bytes:
-    """Build a frame, also one that breaks the protocol; *long* is the number of bytes of its length."""
-    size = len(payload)
-    long = long or (0 if size < 126 else 2 if size < 1 << 16 else 8)
-    head = {0: bytes([size & 0x7F]), 2: struct.pack("!BH", 126, size & 0xFFFF), 8: struct.pack("!BQ", 127, size)}[long]
-    masked = bytes([head[0] | (0x80 if mask else 0)]) + head[1:] + (b"\0\0\0\0" if mask else b"")
-    return bytes([(0x80 if final else 0) | bits | opcode]) + masked + payload
+def take_all(data: bytes, max_message_size: int = LIMIT, max_fragments: int = MAX_FRAGMENTS) -> list[object]:
+    """Give everything that a filter returns for these bytes."""
+    filtered = FrameFilter(max_message_size, max_fragments=max_fragments)
+    filtered.feed(data)
+    return list(iter(filtered.take, None))
 
 
-class Library:
-    """wsproto's side of a client, and what it has reported: each whole message in one piece, then what ends it."""
+# What breaks the protocol, and what ends it. Each of these is the last frame that wsproto reads.
+INVALID_FRAMES = {
+    **{f"reserved bit {bit}": wire(b"abc", reserved=bit) for bit in (1, 2, 4)},
+    "reserved bit of a ping": wire(b"abc", PING, reserved=2),
+    "reserved bit of a long text": wire(b"a" * 300, reserved=4),
+    "reserved bits of an invalid opcode": wire(b"abc", 3, reserved=7),
+    "masked text": wire(b"abc", mask=b"mask"),
+    "masked long text": wire(b"a" * 126, mask=b"mask"),
+    "masked empty text": wire(mask=b"\0\0\0\0"),
+    "masked ping": wire(b"abc", PING, mask=b"mask"),
+    **{f"opcode {opcode}": wire(b"abc", opcode) for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)},
+    "opcode 3 without content": wire(b"", 3),
+    "2 bytes for the length 125": wire(b"a" * 125, form=126),
+    "2 bytes for the length 0": wire(form=126),
+    "8 bytes for the length 125": wire(b"a" * 125, form=127),
+    "8 bytes for the length 0": wire(form=127),
+    "8 bytes for the length 65535": wire(b"a" * 3, form=127, length=65_535),
+    "highest bit of a length": wire(b"a" * 3, length=1 << 63),
+    "highest length": wire(b"a" * 3, length=(1 << 64) - 1),
+    "fragmented ping": wire(b"abc", PING, final=False),
+    "fragmented close": wire(b"", CLOSE, final=False),
+    "ping of 126 bytes": wire(b"a" * 126, PING),
+    "ping of 65,536 bytes": wire(b"a" * 9, PING, form=127, length=65_536),
+    "close of 126 bytes": wire(b"\x03\xe8" + b"a" * 124, CLOSE),
+    "continuation of nothing": wire(b"abc", CONTINUATION),
+    "empty continuation of nothing": wire(b"", CONTINUATION),
+    "continuation of nothing that is not final": wire(b"abc", CONTINUATION, final=False),
+    "text within a message": wire(b"a", final=False) + wire(b"b"),
+    "binary within a message": wire(b"a", final=False) + wire(b"b", BINARY),
+    "empty text within a message": wire(b"a", final=False) + wire(b""),
+    "fragment of a text within a message": wire(b"a", final=False) + wire(b"b", final=False),
+    "text that is too large within a message": wire(b"a", final=False) + wire(b"b" * 9, length=1 << 40),
+    **{f"text with {bad!r}": wire(b"good " + bad) for bad in INVALID},
+    "invalid text of 126 bytes": wire(b"a" * 125 + b"\xff"),
+    "invalid text of 65,536 bytes": wire(b"a" * 65_535 + b"\xff"),
+    "invalid text in the last fragment": wire(b"a", final=False) + wire(b"\xff", CONTINUATION),
+    "invalid text in the first fragment": wire(b"\xff", final=False) + wire(b"b", CONTINUATION),
+    "character cut by the end of a message": wire(b"a", final=False) + wire(b"\xe2\x82", CONTINUATION),
+    "character cut by an empty last fragment": wire(b"\xe2\x82", final=False) + wire(b"", CONTINUATION),
+}
+CLOSE_FRAMES = {
+    "close": wire(b"", CLOSE),
+    **{f"close {code}": wire(code.to_bytes(2, "big") + b"why", CLOSE) for code in CODES},
+    "close with a reason of 123 bytes": wire(b"\x03\xe8" + b"r" * 123, CLOSE),
+    "close with half a code": wire(b"\x03", CLOSE),
+    "close with an invalid reason": wire(b"\x03\xe8\xff", CLOSE),
+    "close within a message": wire(b"a", final=False) + wire(b"\x03\xe8", CLOSE),
+}
+LAST_FRAMES = INVALID_FRAMES | CLOSE_FRAMES
 
-    def __init__(self) -> None:
-        self._connection = Connection(ConnectionType.CLIENT)
-        self._parts: list[Any] = []
-        self.said: list[object] = []
-        self.messages = 0
-        self.over = False
-
-    def receive(self, data: bytes | bytearray) -> None:
-        if self.over:
-            return
-        self._connection.receive_data(bytes(data))
-        for one in self._connection.events():
-            if isinstance(one, TextMessage | BytesMessage):
-                self._parts.append(one.data)
-                if one.message_finished:
-                    self.said.append(type(one.data)().join(self._parts))
-                    self._parts = []
-                    self.messages += 1
-            elif isinstance(one, Ping | Pong):
-                self.said.append((type(one), bytes(one.payload)))
-            else:
-                assert isinstance(one, CloseConnection)
-                self.said.append((CloseConnection, one.code, one.reason))
-                self.over = True
-
-
-def alone(chunks: Iterable[bytes]) -> list[object]:
-    library = Library()
-    for chunk in chunks:
-        library.receive(chunk)
-    return library.said
-
-
-def filtered(chunks: Iterable[bytes | bytearray], max_message_size: int = MAX) -> tuple[list[object], int]:
-    """Give what filter and library report together, and how many messages the filter took."""
-    one, library, taken = FrameFilter(max_message_size), Library(), 0
-    for chunk in chunks:
-        one.feed(chunk)
-        while (piece := one.take()) is not None:
-            if isinstance(piece, list):
-                assert 0 < len(piece) <= MESSAGES_AT_ONCE
-                assert not library.over
-                assert all(type(message) in (str, bytes) for message in piece)
-                library.said.extend(piece)
-                taken += len(piece)
-            elif isinstance(piece, Passed):
-                assert piece.data
-                before = library.messages
-                library.receive(piece.data)
-                if library.messages - before != piece.completes:
-                    # The library has failed, such as at a fragment that is not UTF-8. It brings no message any more, and
-                    # the reader waits for one before it takes what follows.
-                    assert library.over
-                    if piece.completes:
-                        return library.said, taken
-            else:
-                library.said.append(piece.reason)
-    return library.said, taken
+GOOD = {
+    "text": wire(b"abc"),
+    "empty text": wire(b""),
+    "text of 125 bytes": wire(b"a" * 125),
+    "text of 126 bytes": wire(b"a" * 126),
+    "text of 127 bytes": wire(b"a" * 127),
+    "text of all lengths of characters": wire("aé€😀".encode()),
+    "binary": wire(b"\xff\0", BINARY),
+    "empty binary": wire(b"", BINARY),
+    "binary of 126 bytes": wire(b"\xff" * 126, BINARY),
+    "ping": wire(b"?", PING),
+    "empty pong": wire(b"", PONG),
+    "ping of 125 bytes": wire(b"a" * 125, PING),
+    "text in fragments, with a ping and a pong between": (
+        wire(b"a", final=False)
+        + wire(b"?", PING)
+        + wire(b"b", CONTINUATION, final=False)
+        + wire(b"", PONG)
+        + wire(b"c", CONTINUATION)
+    ),
+    "binary in fragments": wire(b"\xff", BINARY, final=False) + wire(b"\xfe", CONTINUATION),
+    "empty fragments": wire(b"", final=False) + wire(b"", CONTINUATION, final=False) + wire(b"", CONTINUATION),
+    "cut characters": (
+        wire(b"\xe2", final=False)
+        + wire(b"\x82", CONTINUATION, final=False)
+        + wire(b"\xac\xf0\x9f", CONTINUATION, final=False)
+        + wire(b"\x98\x80", CONTINUATION)
+    ),
+    "fragment of 126 bytes": wire(b"a" * 126, final=False) + wire(b"b", CONTINUATION),
+}
 
 
-def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
-    bounds = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(bounds) if end > start]
+# What wsproto says, in random streams.
 
 
-sizes = st.sampled_from([0, 1, 124, 125, 126, 127]) | st.integers(0, 300)
-texts = st.builds(lambda unit, size: (unit * size)[:size], st.text(min_size=1, max_size=9), sizes).map(str.encode)
-noise = st.binary(max_size=20)
+def times(count: int) -> Callable[[bytes], bytes]:
+    return lambda one: one * count
+
+
+counts = st.sampled_from([2, 3, FRAMES_AT_ONCE - 1, FRAMES_AT_ONCE, FRAMES_AT_ONCE + 1, 130, MESSAGES_AT_ONCE + 1, 600])
+sizes = st.sampled_from(SIZES) | st.integers(0, 40)
+texts = st.builds(lambda unit, size: (unit * size).encode(), st.sampled_from(["a", "é", "€", "😀", "a€"]), sizes)
+invalid_texts = st.builds(lambda before, bad, after: before + bad + after, texts, st.sampled_from(INVALID), texts)
+payloads = texts | st.binary(max_size=20) | invalid_texts
+controls = st.builds(wire, st.binary(max_size=125), st.sampled_from([PING, PONG]))
+whole = st.builds(wire, texts) | st.builds(wire, payloads, st.just(BINARY))
+
+
+@st.composite
+def big(draw: st.DrawFn) -> bytes:
+    """A frame at the border of two lengths of headers."""
+    size, unit = draw(st.sampled_from(BIG_SIZES)), draw(st.sampled_from(["a", "é", "€"])).encode()
+    content = (unit * size)[:size]  # the last character may be cut
+    return wire(content, draw(st.sampled_from([TEXT, TEXT, BINARY, CONTINUATION])), final=draw(st.booleans()))
 
 
 @st.composite
 def fragmented(draw: st.DrawFn) -> bytes:
-    """A message in fragments, which may be cut inside of a character, with control frames between them."""
+    """A message in fragments, which may cut characters, with pings and pongs between them."""
     opcode = draw(st.sampled_from([TEXT, BINARY]))
-    whole = draw(texts) + draw(
-        st.just(b"") | st.sampled_from([b"\xff", b"\xc3", b"\xe2\x82"])
-        if draw(st.integers(0, 5)) == 0
-        else st.just(b"")
-    )
-    parts = cut(whole, draw(st.lists(st.integers(0, 600), max_size=4))) or [b""]
-    if draw(st.booleans()):
-        parts.insert(draw(st.integers(0, len(parts))), b"")
-    out = bytearray()
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        out += frame(part, opcode if number == 0 else 0, final=last)
-        if not last and draw(st.integers(0, 2)) == 0:
-            out += frame(draw(noise), draw(st.sampled_from([PING, PONG])))
-    return bytes(out)
+    content = draw(texts | invalid_texts if opcode == TEXT else payloads)
+    pieces = cut(content, *draw(st.lists(st.integers(0, len(content)), min_size=1, max_size=6)))
+    pieces += [b""] * draw(st.integers(0, 2))
+    frames = [
+        wire(piece, CONTINUATION if at else opcode, final=at == len(pieces) - 1) for at, piece in enumerate(pieces)
+    ]
+    return b"".join(one + draw(st.just(b"") | controls) for one in frames[:-1]) + frames[-1]
 
 
-good = st.one_of(
-    texts.map(frame),
-    texts.map(frame),
-    st.binary(max_size=300).map(lambda data: frame(data, BINARY)),
-    noise.map(lambda data: frame(data, PING)),
-    noise.map(lambda data: frame(data, PONG)),
-    fragmented(),
+odd_frames = st.builds(
+    wire,
+    payloads,
+    st.integers(0, 15),
+    final=st.booleans(),
+    reserved=st.sampled_from([0, 0, 0, 1, 2, 4, 7]),
+    mask=st.sampled_from([b"", b"", b"\0\0\0\0", b"mask"]),
+    form=st.sampled_from([0, 0, 0, 126, 127]),
+    length=st.none() | st.sampled_from([*SIZES, *BIG_SIZES, 1 << 40, 1 << 63, (1 << 64) - 1]),
 )
-bad = st.one_of(
-    st.builds(frame, noise, st.integers(0, 15), final=st.booleans(), bits=st.sampled_from([0, 0x10, 0x20, 0x40, 0x70])),
-    st.builds(frame, noise, st.sampled_from([TEXT, BINARY, PING]), mask=st.just(True)),
-    st.builds(frame, noise, st.sampled_from([TEXT, BINARY, PONG, 0]), long=st.sampled_from([2, 8])),
-    st.just(frame(b"x" * 200, PING)),
-    st.just(b"\x81\x7f\xff\xff\xff\xff\xff\xff\xff\xff"),
-    st.sampled_from([b"\xff", b"abc\xc3", b"\xed\xa0\x80", b"\xf5\x80\x80\x80"]).map(frame),
-    st.binary(min_size=1, max_size=30),
-    st.builds(lambda code, reason: frame(struct.pack("!H", code) + reason, CLOSE), st.integers(0, 5000), noise),
-    noise.map(lambda data: frame(data, CLOSE)),
+closes = st.builds(
+    lambda code, reason: wire(code.to_bytes(2, "big") + reason, CLOSE),
+    st.sampled_from(CODES) | st.integers(0, 0xFFFF),
+    st.binary(max_size=123) | st.sampled_from([b"", b"bye", "é".encode()]),
+) | st.builds(wire, st.binary(max_size=1), st.just(CLOSE))
+good = st.one_of(whole, whole, controls, fragmented(), st.sampled_from(sorted(GOOD.values())))
+runs = st.builds(lambda one, count: one * count, st.one_of(whole, controls, st.just(b"\x00\x00")), counts)
+parts = st.one_of(
+    good, good, good, good, runs, big(), odd_frames, closes, st.binary(max_size=12), st.builds(wire, invalid_texts)
 )
 
 
 @st.composite
-def feeds(draw: st.DrawFn) -> bytes:
-    frames = draw(st.lists(good, max_size=12))
-    if draw(st.booleans()):
-        frames.insert(draw(st.integers(0, len(frames))), draw(bad))
-    data = b"".join(frames)
-    return data[: draw(st.integers(0, len(data)))] if draw(st.integers(0, 3)) == 0 else data
+def chunks(draw: st.DrawFn) -> list[bytes | bytearray]:
+    """A stream, cut anywhere."""
+    stream = b"".join(draw(st.lists(good | runs, max_size=6))) + b"".join(draw(st.lists(parts, max_size=6)))
+    stream = stream[: len(stream) - draw(st.sampled_from([0, 0, 0, 1, 2, 5, 50]))]
+    every_byte = len(stream) <= 2_000 and draw(st.booleans())
+    places = range(len(stream)) if every_byte else draw(st.lists(st.integers(0, len(stream)), max_size=20))
+    kind = draw(st.sampled_from([bytes, bytes, bytearray]))
+    return [kind(one) for one in cut(stream, *places)]
 
 
-@settings(max_examples=400, deadline=None)
-@given(feeds(), st.lists(st.integers(0, 1 << 20), max_size=20), st.booleans())
-@example(frame(b"a") + frame(b"\xff") + frame(b"b"), [], False)
-@example(frame(b"a", final=False) + frame(b"b", PING) + frame(b"c", 0) + frame(b"d"), [1, 3, 4], True)
-def test_filter_and_library_report_what_the_library_alone_does(data: bytes, places: list[int], array: bool) -> None:
-    chunks = cut(data, places)
-    said, taken = filtered([bytearray(chunk) for chunk in chunks] if array else chunks)
-    event(f"taken: {min(taken, 3)}, all: {min(len(said), 3)}")
-    expected = alone(chunks)
-    if said and said[-1] is RefusedBecause.TOO_LARGE:
-        assert said[:-1] == expected[: len(said) - 1]
-    elif said != expected:
-        # Text that is not UTF-8, in a frame that never becomes complete: the library alone finds it earlier.
-        *before, last = expected
-        assert isinstance(last, tuple)
-        assert last[:2] == (CloseConnection, 1007)
-        assert said == before
-
-
-SAMPLE = b"".join(
-    [
-        frame(b"one"),
-        frame("zwei €".encode()),
-        frame(b"\0\xff", BINARY),
-        frame(b"p", PING),
-        frame(b"x" * 126),
-        frame(b"ab", final=False),
-        frame(b"q", PONG),
-        frame(b"", 0, final=False),
-        frame("\N{GREEK SMALL LETTER PI}".encode()[:1], 0, final=False),
-        frame("\N{GREEK SMALL LETTER PI}".encode()[1:], 0),
-        frame(b""),
-        frame(b"three"),
-        frame(struct.pack("!H", 1001) + b"bye", CLOSE),
-        frame(b"after"),
-    ]
+@given(
+    chunks(),
+    st.sampled_from([LIMIT, LIMIT, LIMIT, LIMIT, 1, 3, 124, 125, 126, 200, 65_534, 65_535, 65_536]),
+    st.sampled_from([MAX_FRAGMENTS, MAX_FRAGMENTS, MAX_FRAGMENTS, 1, 2, 3, 100]),
 )
+def test_program_behind_the_filter_sees_what_wsproto_says(
+    chunks: list[bytes | bytearray], max_message_size: int, max_fragments: int
+) -> None:
+    for one in compare(chunks, max_message_size, max_fragments):
+        event(f"{one[0]} {one[1] if one[0] in ('failed', 'refused') else ''}")
 
 
-@pytest.mark.parametrize("size", [125, 126, 127, 65_535, 65_536, 65_537])
-@pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_messages_of_every_length_of_header(size: int, opcode: int) -> None:
-    data = frame(b"a") + frame(b"x" * size, opcode) + frame(b"b")
-    expected = alone([data])
-    assert len(expected) == 3
-    for place in (*range(16), size // 2, size, *range(len(data) - 6, len(data) + 1)):
-        assert filtered([data[:place], data[place:]]) == (expected, 3)
+# What wsproto says, wherever a stream is cut.
 
 
-def test_cut_at_every_byte_is_the_same() -> None:
-    expected = alone([SAMPLE])
-    assert len(expected) == 10
-    for first in range(len(SAMPLE) + 1):
-        said, taken = filtered([SAMPLE[:first], SAMPLE[first:]])
-        assert (said, taken) == (expected, 6)
-    assert filtered(SAMPLE[n : n + 1] for n in range(len(SAMPLE)))[0] == expected
+@pytest.mark.parametrize("name", LAST_FRAMES)
+def test_last_frame_cut_at_every_byte(name: str) -> None:
+    stream = wire(b"first") + LAST_FRAMES[name] + END
+    size = min(len(stream), 200)
+    for place in [*range(size), *range(len(stream) - 20, len(stream))]:
+        expected = compare(cut(stream, place))
+        assert expected[0] == (WHOLE, "first")
+        assert expected[-1][0] in ("close", "failed", "ping")
+        assert (WHOLE, "end") not in expected
+    compare(cut(stream, *range(size)))
 
 
-BROKEN = {
-    "reserved bit": frame(b"x", bits=0x40),
-    "reserved opcode": frame(b"x", 3),
-    "reserved control opcode": frame(b"x", 11),
-    "mask": frame(b"x", mask=True),
-    "mask of a long one": frame(b"x" * 200, mask=True),
-    "two bytes for a short length": frame(b"x", long=2),
-    "eight bytes for a short length": frame(b"x", long=8),
-    "highest bit of a length": b"\x81\x7f\xff" + bytes(7),
-    "fragmented ping": frame(b"", PING, final=False),
-    "long ping": frame(b"x" * 126, PING),
-    "continuation of nothing": frame(b"x", 0),
-    "message in a message": frame(b"x", final=False) + frame(b"y"),
-    "no UTF-8": frame(b"\xc3\x28"),
-}
+def test_good_frames_cut_at_every_byte() -> None:
+    stream = b"".join(GOOD.values()) + END
+    for place in range(len(stream) + 1):
+        assert compare(cut(stream, place))[-1] == (WHOLE, "end")
+    compare(cut(stream, *range(len(stream))))
 
 
-@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_nothing_is_taken_after_a_frame_that_breaks_the_protocol(broken: bytes) -> None:
-    for chunks in ([frame(b"a") + broken + frame(b"b")], [frame(b"a"), broken, frame(b"b")]):
-        said, taken = filtered(chunks)
-        assert taken == 1
-        assert said == alone(chunks)
-        assert isinstance(said[-1], tuple)
-        assert said[-1][0] is CloseConnection
+def test_good_frames_cut_at_every_two_bytes() -> None:
+    stream = b"".join(one for one in GOOD.values() if len(one) < 40) + END
+    for places in itertools.combinations(range(len(stream)), 2):
+        compare(cut(stream, *places))
 
 
-def everything(one: FrameFilter) -> list[Any]:
-    return list(iter(one.take, None))
-
-
-def test_large_message_is_refused_by_its_header() -> None:
-    for opcode in (TEXT, BINARY):
-        one = FrameFilter(1_000)
-        header = frame(b"x" * 1_001, opcode)[:4]
-        one.feed(frame(b"a") + header)
-        assert everything(one) == [["a"], Refused(RefusedBecause.TOO_LARGE)]
-        one.feed(b"x" * 5_000 + frame(b"b"))
-        assert everything(one) == []
-        assert (one.missing, one.arrived) == (0, 0)
-    assert filtered([frame(b"x" * 1_000)], 1_000) == (["x" * 1_000], 1)
-
-
-def test_message_that_arrives_in_pieces_is_counted_and_joined() -> None:
-    one = FrameFilter(MAX)
-    whole = frame(b"x" * 100_000) + frame(b"y")
-    arrived = 0
-    for start in range(0, len(whole), 4_096):
-        one.feed(whole[start : start + 4_096])
-        taken = everything(one)
-        if start + 4_096 < 100_010:
-            assert taken == []
-            arrived += one.arrived
-            assert one.arrived == min(start + 4_096, 4_096) - (10 if start == 0 else 0)
-            assert one.missing == 100_000 - arrived
-    assert taken == [["x" * 100_000, "y"]]
-    assert arrived + one.arrived == 100_000
-    assert one.missing == 0
-
-
-def test_fragments_are_counted_and_controls_are_not() -> None:
-    one = FrameFilter(MAX)
-    one.feed(frame(b"abc", final=False) + frame(b"ping", PING) + frame(b"de", 0)[:3])
-    assert everything(one) == [
-        Passed(frame(b"abc", final=False) + frame(b"ping", PING) + frame(b"de", 0)[:3], completes=False)
-    ]
-    assert one.arrived == 4
-    one.feed(b"e" + frame(b"f"))
-    assert everything(one) == [Passed(b"e", completes=True), ["f"]]
-
-
-def test_too_many_fragments_are_refused() -> None:
-    one = FrameFilter(MAX, max_fragments=3)
-    fragments = frame(b"", final=False) + frame(b"", 0, final=False) * 2
-    one.feed(fragments + frame(b"", 0) + frame(b"x"))
-    assert everything(one) == [Passed(fragments, completes=False), Refused(RefusedBecause.TOO_MANY_FRAGMENTS)]
-    assert filtered([fragments[:-2] + frame(b"", 0) + frame(b"x")]) == (["", "x"], 1)
-
-
-def test_pieces_are_bounded() -> None:
-    one = FrameFilter(MAX)
-    one.feed(frame(b"x") * (2 * MESSAGES_AT_ONCE + 1))
-    assert [len(piece) for piece in everything(one)] == [MESSAGES_AT_ONCE, MESSAGES_AT_ONCE, 1]
-    one.feed(frame(b"x", PING) * (2 * FRAMES_AT_ONCE + 1))
-    assert [len(piece.data) // 3 for piece in everything(one)] == [FRAMES_AT_ONCE, FRAMES_AT_ONCE, 1]
+def test_large_frames_cut_around_their_borders() -> None:
+    for opcode, size in itertools.product((TEXT, BINARY), BIG_SIZES):
+        frames = [
+            wire(b"a"),
+            wire(b"a" * size, opcode),
+            wire(b"b" * size, opcode, final=False),
+            wire(b"c" * size, CONTINUATION),
+            END,
+        ]
+        stream = b"".join(frames)
+        for border in itertools.accumulate(map(len, frames[:-1])):
+            for place in range(border - 3, border + 12):
+                compare(cut(stream, place))
+        compare(cut(stream, *range(0, len(stream), 4_096)))

@@ -362,8 +362,10 @@ class Connection:
         moment = context.reporter.moment()
         self._note_life(moment, messages)
         try_admit, generation, hold = context.admission.try_admit, self.generation, self._hold
-        for message in messages:
-            frame = decode(message)
+        messages.reverse()
+        while messages:
+            # Taken out, so that a large message is not kept for the time that its event waits.
+            frame = decode(messages.pop())
             if isinstance(frame, Event):
                 self.events += 1
                 if self.events == 1:

@@ -8,7 +8,8 @@ ours:
 
 * `_WatchedStream` records what the library does not report (the status line of
   a refusal, the cause of a broken stream, which side sent a close frame), and
-  we close it, by force in the end;
+  we close it, by force in the end. It takes whole messages out of what arrives
+  (`_frames`), and gives them to the handler in the library's reader task;
 * instead of a nursery the library gets a `_Reader`, which starts its reader task
   and notices its end. An error of the reader ends the socket only.
 
@@ -21,7 +22,8 @@ opening fails                         `AttemptError`, `ProtocolError` or
                                       `AuthenticationError`, bare
 the body raises, groups included      the same exception object
 the body is cancelled                 its ``Cancelled``
-the reader fails                      nothing; `Socket.receive` raises
+the reader fails                      nothing; `Socket.read` returns the
+                                      `End`, `Socket.receive` raises it in
                                       `SocketEnded`
 closing fails                         nothing; the stream is closed by force
 ``KeyboardInterrupt`` in any task     it, bare, with the body's error as its
@@ -63,7 +65,7 @@ from ._answers import (
 )
 from ._censor import censored_logs
 from ._dial import Address, open_tcp, start_tls
-from ._frames import MAX_FRAGMENTS, MESSAGES_AT_ONCE, FrameFilter, Passed, RefusedBecause
+from ._frames import MAX_FRAGMENTS, MESSAGES_AT_ONCE, FrameFilter, Passed, RefusedReason
 from ._http import USER_AGENT, utc_now
 from ._proxy import proxy_secrets
 
@@ -152,9 +154,8 @@ async def open_socket(
         url: a ``ws`` or ``wss`` URL without a query.
         token: the access token. It goes into the query of the request.
         settings: the client's options.
-        on_bytes: called with the number of bytes of a message that arrives in
-            parts, as they arrive. Frame headers, pings and pongs do not count.
-            It must not raise.
+        on_bytes: called with the number of bytes of messages as they arrive.
+            Frame headers, pings and pongs do not count. It must not raise.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
         also: other secrets that texts must not show, such as earlier tokens.
 
@@ -174,7 +175,7 @@ async def open_socket(
 
 
 Handler = Callable[[list[str | bytes]], Awaitable[None]]
-"""Takes messages in their order, one or more at a time. While it waits, nothing is read."""
+"""Takes messages in their order, one or more at a time, out of the list. While it waits, nothing is read."""
 
 
 @attrs.define(eq=False)
@@ -489,6 +490,8 @@ class _WatchedStream(trio.abc.Stream):
     """None before the upgrade."""
     _pending: trio.Event | None = None
     """Set when the message that the library has got was handled."""
+    _given: int = 0
+    """Number of messages given to the handler since other tasks could run."""
     handle: Handler | None = None
     """Gets the messages; None drops them."""
     _refuse: Callable[[], Awaitable[None]] | None = None
@@ -555,8 +558,8 @@ class _WatchedStream(trio.abc.Stream):
         while not self.closed:
             piece = frames.take()
             if piece is None:
-                if frames.arrived:
-                    self._on_bytes(frames.arrived)
+                if frames.payload:
+                    self._on_bytes(frames.payload)
                 size = _RECEIVE_BUFFER if frames.missing <= _RECEIVE_BUFFER else min(frames.missing, _LARGE_BUFFER)
                 data = await self._receive(size)
                 if not data:
@@ -570,7 +573,7 @@ class _WatchedStream(trio.abc.Stream):
                 if piece.completes:
                     self._pending = trio.Event()
                 return piece.data
-            elif piece.reason is RefusedBecause.TOO_LARGE:
+            elif piece.reason is RefusedReason.TOO_LARGE:
                 await self._is_open.wait()
                 assert self._refuse is not None
                 await self._refuse()
@@ -582,10 +585,13 @@ class _WatchedStream(trio.abc.Stream):
     async def _give(self, messages: list[str | bytes]) -> None:
         if not self._is_open.is_set():
             await self._is_open.wait()
+        self._given += len(messages)
         if self.handle is not None:
             await self.handle(messages)
-        if len(messages) == MESSAGES_AT_ONCE:
-            await trio.lowlevel.checkpoint()  # there may be more, and nothing has waited
+        if self._given >= MESSAGES_AT_ONCE:
+            # Let other tasks run: there may be more, and perhaps nothing has waited.
+            self._given = 0
+            await trio.lowlevel.checkpoint()
 
     async def _receive(self, size: int) -> bytes | bytearray:
         try:
@@ -612,7 +618,7 @@ class _WatchedStream(trio.abc.Stream):
         status, _headers, body = answer
         if status == 101:
             # Frames that came with the answer follow in the next call.
-            self._frames = FrameFilter(self._max_message_size, MAX_FRAGMENTS)
+            self._frames = FrameFilter(self._max_message_size, max_fragments=MAX_FRAGMENTS)
             if body:
                 self._frames.feed(body)
             return data[: len(data) - len(body)]
