@@ -208,14 +208,14 @@ class Notifications:
         """Ask Kadoa to send a mock event to all channels that get this type, people's mailboxes included.
 
         Returns:
-            The id of the event, if the answer names one. That it is the id on
-            the WebSocket is not documented.
+            The id of the event, if the answer names one, with the API key
+            replaced. That it is the id on the WebSocket is not documented.
         """
         body = {"eventType": event_type}
         if workflow_id is not None:
             body["workflowId"] = workflow_id
         event_id = (await self._api.call("POST", "/test", body=body)).get("eventId")
-        return event_id if isinstance(event_id, str) else None
+        return self._api.censor(event_id) if isinstance(event_id, str) else None
 
     async def log(
         self,
