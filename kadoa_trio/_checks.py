@@ -89,8 +89,10 @@ def check_callable(name: str, value: object) -> None:
 
 def check_text(name: str, value: object) -> None:
     """Refuse what is not a non-empty string that UTF-8 can encode."""
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
         raise refusal(name, "a non-empty string", value)
+    if not value:
+        raise ConfigurationError(f"{name} must not be empty")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ConfigurationError(f"{name} must be a string that UTF-8 can encode, without lone surrogates")
 

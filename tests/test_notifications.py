@@ -63,6 +63,13 @@ async def test_test_event_arrives_on_the_socket(autojump_clock: Any, pair: Any) 
         assert (event.id, event.workflow_id) == (event_id, "wf_5")
 
 
+async def test_id_of_a_test_event_shows_no_key() -> None:
+    async with workspace() as (kadoa, notifications):
+        for sent, shown in ((kadoa.api_key, "[secret]"), (f"e-{kadoa.api_key[:9]}", "e-[secret]"), ("e1", "e1")):
+            kadoa.faults.api_body = json.dumps({"data": {"eventId": sent}}).encode()
+            assert await notifications.send_test("workflow_failed") == shown
+
+
 @pytest.mark.parametrize("total", [True, False])
 async def test_log_is_read_by_pages_and_filters(total: bool) -> None:
     async with workspace() as (kadoa, notifications):

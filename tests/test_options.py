@@ -28,6 +28,7 @@ from kadoa_trio import (
     open_forwarder,
     open_realtime,
 )
+from kadoa_trio._checks import check_text
 from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 from kadoa_trio.workspace import diagnose, open_notifications
 
@@ -346,6 +347,11 @@ def test_without_trio_the_error_says_what_is_needed(use: Callable[[], Awaitable[
 def test_number_that_cannot_work_is_refused(make: Callable[[], object], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         make()
+
+
+def test_empty_text_is_called_empty() -> None:
+    with pytest.raises(ConfigurationError, match=r"^consumer must not be empty$"):
+        check_text("consumer", "")
 
 
 # ---- the endpoints of a simulated Kadoa ----------------------------------------------------------------------------

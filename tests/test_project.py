@@ -11,7 +11,9 @@ import runpy
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -177,6 +179,32 @@ async def test_asyncio_program_gets_the_error_of_the_client() -> None:
 
     with trio.fail_after(60), pytest.raises(ConfigurationError, match="resume_from"):
         await run_asyncio(receive)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_asyncio_program_whose_threads_are_all_busy_is_not_blocked(cancelled: bool) -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "examples" / "asyncio_bridge.py"))
+
+    async def receive() -> None:
+        async for _event in code["receive_events"](resume_from=""):
+            pass
+
+    async def run() -> None:
+        loop, free = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, free.wait, 5)
+        task = asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        if cancelled:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConfigurationError):
+            await task
+        assert not busy.done()
+        free.set()
+        assert await busy
+
+    with trio.fail_after(60):
+        await run_asyncio(run)
 
 
 async def test_monitor_alerts_of_a_gap_and_of_a_long_outage(

@@ -100,9 +100,23 @@ async def test_template_and_refusals_are_explained() -> None:
             await apply_plan(notifications, plan)
 
 
-@pytest.mark.parametrize("events", [[], "workflow_failed", [""], [5]])
+@pytest.mark.parametrize("events", [[], "workflow_failed", [""], [5], None, 5])
 async def test_odd_event_types_are_refused_before_any_request(events: Any) -> None:
     async with workspace() as (kadoa, notifications):
         kadoa.faults.api_status = 500
         with pytest.raises(ConfigurationError):
             await plan_streaming(notifications, events)
+
+
+@pytest.mark.parametrize("workflows", [None, "wf_1", b"wf_1", 5, [""], [5]])
+async def test_odd_workflow_ids_are_refused_before_any_request(workflows: Any) -> None:
+    async with workspace() as (_kadoa, notifications):
+        with pytest.raises(ConfigurationError, match="workflow_ids must be"):
+            await plan_streaming(notifications, EVENTS, workflows)
+
+
+@pytest.mark.parametrize("plan", [None, [], "plan"])
+async def test_what_is_no_plan_is_not_applied(plan: Any) -> None:
+    async with workspace() as (_kadoa, notifications):
+        with pytest.raises(TypeError, match="plan must be a StreamingPlan, not"):
+            await apply_plan(notifications, plan)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,14 @@ async def receive_events(**options: Any) -> AsyncIterator[Event]:
                     loop.call_soon_threadsafe(queue.put_nowait, item)
                     await handled.wait()  # the next turn of this loop settles the event
 
-    thread = loop.run_in_executor(None, trio.run, receive)
+    def stop(started: Future[trio.lowlevel.TrioToken]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            started.result().run_sync_soon(scope.cancel)
+
+    # Not in asyncio's own executor, whose threads may all be busy.
+    executor = ThreadPoolExecutor(1)
+    thread = loop.run_in_executor(executor, trio.run, receive)
+    executor.shutdown(wait=False)  # when the thread ends
     thread.add_done_callback(lambda _thread: queue.put_nowait(None))
     try:
         while (received := await queue.get()) is not None:
@@ -44,8 +51,7 @@ async def receive_events(**options: Any) -> AsyncIterator[Event]:
             yield event
             mark_as_handled()
     finally:
-        with contextlib.suppress(trio.RunFinishedError):
-            started.result().run_sync_soon(scope.cancel)
+        started.add_done_callback(stop)  # which never blocks this loop
         await thread  # waits until the last position is saved; raises the client's error, if there is one
 
 

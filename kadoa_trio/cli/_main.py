@@ -452,7 +452,11 @@ def doctor(
     help="Time between two heartbeats, in seconds.",
 )
 @click.option("--seconds", type=_Number(min=0.1), help="Exit after this time, in seconds. Default: run until Ctrl-C.")
-@click.option("--env-file", metavar="PATH", help="Also write the variables to this file, as NAME=value lines.")
+@click.option(
+    "--env-file",
+    metavar="PATH",
+    help="Also write the variables to this file, as NAME=value lines. An existing file is overwritten.",
+)
 @_fill_in(faults=_FAULTS)
 def simulate(
     port: int,

@@ -208,14 +208,14 @@ class Notifications:
         """Ask Kadoa to send a mock event to all channels that get this type, people's mailboxes included.
 
         Returns:
-            The id of the event, if the answer names one. That it is the id on
-            the WebSocket is not documented.
+            The id of the event, if the answer names one, with the API key
+            replaced. That it is the id on the WebSocket is not documented.
         """
         body = {"eventType": event_type}
         if workflow_id is not None:
             body["workflowId"] = workflow_id
         event_id = (await self._api.call("POST", "/test", body=body)).get("eventId")
-        return event_id if isinstance(event_id, str) else None
+        return self._api.censor(event_id) if isinstance(event_id, str) else None
 
     async def log(
         self,
@@ -310,11 +310,20 @@ def check_event_types(event_types: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigurationError: there is none, or one is no string or empty.
     """
-    if isinstance(event_types, str) or not all(isinstance(name, str) and name for name in event_types):
-        raise ConfigurationError("event types must be a collection of non-empty strings")
+    check_names("event types", event_types)
     if not event_types:
         raise ConfigurationError("name at least one event type")
     return tuple(dict.fromkeys(event_types))
+
+
+def check_names(name: str, values: Iterable[str]) -> None:
+    """Refuse what is not a collection of non-empty strings."""
+    if (
+        isinstance(values, str)
+        or not isinstance(values, Iterable)
+        or not all(isinstance(one, str) and one for one in values)
+    ):
+        raise ConfigurationError(f"{name} must be a collection of non-empty strings")
 
 
 def _read(parse: Callable[[dict[str, object]], _T], data: dict[str, object]) -> _T:

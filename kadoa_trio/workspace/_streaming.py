@@ -13,8 +13,8 @@ from typing import Final, final
 import attrs
 import trio
 
-from .._errors import ConfigurationError, RequestRefusedError, SetupError
-from ._notifications import WEBSOCKET, Channel, Notifications, Setting, check_event_types, find_websocket
+from .._errors import RequestRefusedError, SetupError
+from ._notifications import WEBSOCKET, Channel, Notifications, Setting, check_event_types, check_names, find_websocket
 
 CHANNEL_NAME: Final = "Realtime (WebSocket)"
 """The name of a channel that a plan creates."""
@@ -112,12 +112,12 @@ async def plan_streaming(
             channels, too.
 
     Raises:
-        ConfigurationError: no event type is named, or a name is no string.
+        ConfigurationError: no event type is named, or what is given is not a
+            collection of non-empty strings.
         KadoaError: what `Notifications` raises.
     """
     types = check_event_types(event_types)
-    if isinstance(workflow_ids, str) or not all(isinstance(one, str) and one for one in workflow_ids):
-        raise ConfigurationError("workflow_ids must be a collection of non-empty strings")
+    check_names("workflow_ids", workflow_ids)
     channel = find_websocket(await notifications.channels())
     settings = await notifications.settings()
     steps: list[SetupStep] = []
@@ -186,10 +186,13 @@ async def apply_plan(notifications: Notifications, plan: StreamingPlan) -> Chann
         The WebSocket channel.
 
     Raises:
+        TypeError: *plan* is not a plan.
         SetupError: Kadoa refused a step.
         KadoaError: what else `Notifications` raises. The steps before are
             done; a new plan has those that are left.
     """
+    if not isinstance(plan, StreamingPlan):
+        raise TypeError(f"plan must be a StreamingPlan, not {type(plan).__name__}")
     channel = plan.channel
     await trio.lowlevel.checkpoint()  # also when there is nothing to do
     for step in plan.steps:
