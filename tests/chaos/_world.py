@@ -262,8 +262,11 @@ class World:
         if self.program.options.position != "none":
             # Another process, to see that nothing was forgotten.
             self._leave(run, 0.5)
-            await self._recovered()
+            limit = await self._recovered()
             await trio.sleep(15)
+            # What was sent last may not have come yet: a connection that was well at first may have ended since, and the
+            # next attempt waits as long as a Retry-After says.
+            await self._until(lambda: self._unexplained() is None, limit - trio.current_time())
             if self.program.options.repair:
                 await self._until(self._all_repaired, 7200)
             self.check_end()
@@ -275,8 +278,8 @@ class World:
         if not self.finished.is_set():
             self.fail("bounded", "the client was left, and has not ended within 10 s")
 
-    async def _recovered(self) -> None:
-        """Wait until what is sent arrives, and what is owed was handed out."""
+    async def _recovered(self) -> float:
+        """Wait until what is sent arrives, and what is owed was handed out; return when that must be so."""
         started = trio.current_time()
         limit = started + (DEAF_LIMIT if any(conn.deaf and conn.open for conn in self.server.conns) else WELL_AFTER)
         sentinels: list[Item] = []
@@ -287,12 +290,13 @@ class World:
                     "not deaf",
                     f"the server is well since {started:.1f} s, and nothing of what it sent since then was handed out",
                 )
-                return
+                return limit
             item = self.server.emit()
             if self.wanted(item):
                 sentinels.append(item)
             await trio.sleep(0.5 if len(sentinels) < 3 else every)
         await self._until(lambda: self._unexplained() is None, limit - trio.current_time())
+        return limit
 
     async def _until(self, condition: Any, seconds: float) -> None:
         limit = trio.current_time() + seconds
