@@ -248,12 +248,12 @@ class World:
             getattr(self, f"op_{step.op}")(*step.args)
         await trio.sleep(0.5)
         self.heal()
-        await self._recovered()
+        limit = await self._recovered()
         await trio.sleep(45)
         self.server.emit()
         await trio.sleep(1)
         self.server.emit()
-        await trio.sleep(15)
+        await self._arrived(limit)
         if self.program.options.repair:
             await self._until(self._all_repaired, 7200)
         self.check_end()
@@ -263,10 +263,7 @@ class World:
             # Another process, to see that nothing was forgotten.
             self._leave(run, 0.5)
             limit = await self._recovered()
-            await trio.sleep(15)
-            # What was sent last may not have come yet: a connection that was well at first may have ended since, and the
-            # next attempt waits as long as a Retry-After says.
-            await self._until(lambda: self._unexplained() is None, limit - trio.current_time())
+            await self._arrived(limit)
             if self.program.options.repair:
                 await self._until(self._all_repaired, 7200)
             self.check_end()
@@ -297,6 +294,12 @@ class World:
             await trio.sleep(0.5 if len(sentinels) < 3 else every)
         await self._until(lambda: self._unexplained() is None, limit - trio.current_time())
         return limit
+
+    async def _arrived(self, limit: float) -> None:
+        """Wait until what was sent last was handed out, too, or *limit* on the clock."""
+        await trio.sleep(15)
+        # A connection that was well at first may have ended since; the next attempt waits as long as a Retry-After says.
+        await self._until(lambda: self._unexplained() is None, limit - trio.current_time())
 
     async def _until(self, condition: Any, seconds: float) -> None:
         limit = trio.current_time() + seconds
