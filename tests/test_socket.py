@@ -8,7 +8,9 @@ of any logger at any level.
 from __future__ import annotations
 
 import gzip
+import itertools
 import logging
+import random
 import signal
 import socket as stdlib_socket
 import struct
@@ -1111,3 +1113,79 @@ def test_every_await_point_cancelled(server: Handler, body_raises: bool) -> None
         n += 1
         assert n < 1000
     assert n > 15
+
+
+# Whole messages come past the library, fragmented ones from it.
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_order_is_kept_between_whole_and_fragmented_messages(seed: int, autojump_clock: Any) -> None:
+    rng = random.Random(seed)
+    texts = [f"{number}{'x' * rng.choice([0, 200, 70_000])}" for number in range(60)]
+    data = bytearray()
+    for text in texts:
+        if rng.random() < 0.5:
+            data += frame(text.encode())
+        else:
+            place = rng.randrange(len(text))
+            data += frame(text[:place].encode(), final=False)
+            data += frame(b"?", opcode=9) if rng.random() < 0.3 else b""
+            data += frame(text[place:].encode(), opcode=0)
+    places = sorted(rng.randrange(len(data)) for _ in range(rng.randrange(30)))
+    pieces = [bytes(data[start:end]) for start, end in itertools.pairwise([0, *places, len(data)])]
+    network = MemoryNetwork(speak(*pieces, CLOSE_1000))
+    received: list[str | bytes] = []
+    busy = False
+
+    async def handle(messages: list[str | bytes]) -> None:
+        nonlocal busy
+        assert not busy
+        busy = True
+        received.extend(messages)
+        await trio.sleep(rng.choice([0, 0.01]))
+        busy = False
+
+    async with network.running(), network.open() as opened:
+        with trio.fail_after(PATIENCE):
+            end = await opened.read(handle)
+    assert received == texts
+    assert end == End(EndReason.CLOSED, 1000)
+
+
+async def test_nothing_is_handled_after_stop(autojump_clock: Any) -> None:
+    network = MemoryNetwork(speak(frame(b"a"), frame(b"b"), frame(b"c", final=False) + frame(b"d", opcode=0)))
+    received: list[str | bytes] = []
+
+    async with network.running(), network.open() as opened:
+
+        async def handle(messages: list[str | bytes]) -> None:
+            received.extend(messages)
+            opened.stop()
+            await trio.sleep(1)
+
+        with trio.move_on_after(5):
+            await opened.read(handle)
+    assert received == ["a"]
+    network.assert_closed()
+
+
+async def test_large_message_is_refused_when_its_header_has_come(autojump_clock: Any) -> None:
+    sent: list[bytes] = []
+
+    async def server(stream: trio.abc.Stream) -> None:
+        await accept(stream, frame(b"small") + frame(b"x" * 1_001)[:4])
+        async for data in stream:
+            sent.append(bytes(data))
+
+    network = MemoryNetwork(server)
+    async with network.running(), network.open(limits=Limits(message_size=1_000)) as opened:
+        with trio.fail_after(PATIENCE):
+            assert await opened.receive() == "small"
+        end = await ends(opened)
+    assert (end.reason, end.code) == (EndReason.TOO_LARGE, 1009)
+    network.assert_closed()
+    # The close frame is the first and the only one that the client sends.
+    (close,) = [data for data in [b"".join(sent)] if data]
+    mask = close[2:6]
+    payload = bytes(byte ^ mask[place % 4] for place, byte in enumerate(close[6:]))
+    assert payload[:2] == struct.pack("!H", 1009)

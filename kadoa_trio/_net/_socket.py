@@ -233,7 +233,8 @@ class Socket:
             message = await self._next_of_library()
             if message is None:
                 return await self._find_end()
-            await handle([message])
+            if self._stream.handle is not None:
+                await handle([message])
             self._stream.handled()
 
     def stop(self) -> None:
