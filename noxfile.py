@@ -177,3 +177,13 @@ def bench(session: nox.Session) -> None:
     """Events per second, as a ratio to a bare trio-websocket loop."""
     session.install(".", "orjson")
     session.run("python", "tests/bench/bench.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def fuzz(session: nox.Session) -> None:
+    """Coverage-guided fuzzing of the frame filter, for a minute or the given seconds."""
+    groups(session, "fuzz")
+    session.install("-e", ".[test]")
+    found = Path(session.create_tmp()).resolve() / "frames"
+    found.mkdir(exist_ok=True)
+    session.run("python", "tests/fuzz/frames.py", *(session.posargs or ["60"]), str(found))
