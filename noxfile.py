@@ -99,12 +99,12 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Branch coverage of the ledger and of positions, by their own tests: complete."""
+    """Branch coverage of the ledger, of positions and of the frame filter, by their own tests: complete."""
     groups(session, "coverage")
     session.install("-e", ".[test]")
-    about = session.posargs or ["tests/test_ledger.py", "tests/test_stores.py"]
+    about = session.posargs or ["tests/test_ledger.py", "tests/test_stores.py", "tests/test_frames.py"]
     session.run("coverage", "run", "-m", "pytest", *about)
-    complete = "*/_engine/_ledger.py,*/_engine/_cursors.py,*/kadoa_trio/_position.py"
+    complete = "*/_engine/_ledger.py,*/_engine/_cursors.py,*/kadoa_trio/_position.py,*/_net/_frames.py"
     session.run("coverage", "report", "--show-missing", f"--include={complete}", "--fail-under=100")
 
 
