@@ -131,6 +131,9 @@ GOOD = {
         + wire(b"\x98\x80", CONTINUATION)
     ),
     "fragment of 126 bytes": wire(b"a" * 126, final=False) + wire(b"b", CONTINUATION),
+    "ping that holds a text": wire(wire(b"abc"), PING),
+    "binary that holds a text": wire(wire(b"abc"), BINARY),
+    "fragments that hold a text": wire(wire(b"abc"), BINARY, final=False) + wire(wire(b"abc"), CONTINUATION),
 }
 
 
@@ -141,8 +144,9 @@ counts = st.sampled_from([2, 3, FRAMES_AT_ONCE - 1, FRAMES_AT_ONCE, FRAMES_AT_ON
 sizes = st.sampled_from(SIZES) | st.integers(0, 40)
 texts = st.builds(lambda unit, size: (unit * size).encode(), st.sampled_from(["a", "é", "€", "😀", "a€"]), sizes)
 invalid_texts = st.builds(lambda before, bad, after: before + bad + after, texts, st.sampled_from(INVALID), texts)
-payloads = texts | st.binary(max_size=20) | invalid_texts
-controls = st.builds(wire, st.binary(max_size=125), st.sampled_from([PING, PONG]))
+looks_like_frames = st.sampled_from([wire(b"abc"), wire(b""), wire(b"a" * 100), wire(b"?", PING)])
+payloads = texts | st.binary(max_size=20) | invalid_texts | looks_like_frames
+controls = st.builds(wire, st.binary(max_size=125) | looks_like_frames, st.sampled_from([PING, PONG]))
 whole = st.builds(wire, texts) | st.builds(wire, payloads, st.just(BINARY))
 
 
