@@ -99,12 +99,12 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Branch coverage of the ledger and of positions, by their own tests: complete."""
+    """Branch coverage of the ledger, of positions and of the frame filter, by their own tests: complete."""
     groups(session, "coverage")
     session.install("-e", ".[test]")
-    about = session.posargs or ["tests/test_ledger.py", "tests/test_stores.py"]
+    about = session.posargs or ["tests/test_ledger.py", "tests/test_stores.py", "tests/test_frames.py"]
     session.run("coverage", "run", "-m", "pytest", *about)
-    complete = "*/_engine/_ledger.py,*/_engine/_cursors.py,*/kadoa_trio/_position.py"
+    complete = "*/_engine/_ledger.py,*/_engine/_cursors.py,*/kadoa_trio/_position.py,*/_net/_frames.py"
     session.run("coverage", "report", "--show-missing", f"--include={complete}", "--fail-under=100")
 
 
@@ -177,3 +177,13 @@ def bench(session: nox.Session) -> None:
     """Events per second, as a ratio to a bare trio-websocket loop."""
     session.install(".", "orjson")
     session.run("python", "tests/bench/bench.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def fuzz(session: nox.Session) -> None:
+    """Coverage-guided fuzzing of the frame filter, for a minute or the given seconds."""
+    groups(session, "fuzz")
+    session.install("-e", ".[test]")
+    found = Path(session.create_tmp()).resolve() / "frames"
+    found.mkdir(exist_ok=True)
+    session.run("python", "tests/fuzz/frames.py", *(session.posargs or ["60"]), str(found))

@@ -44,7 +44,7 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _http        one request, its limits and refusals; the only import of httpx
 #   _api         Kadoa's endpoints: token, acknowledge, notifications
 #   _dial        TCP, proxy, TLS below a WebSocket
-#   _frames      whole messages cut out of the bytes of a WebSocket; no I/O
+#   _frames      cuts whole messages out of the bytes of a WebSocket; no I/O
 #   _socket      one WebSocket; the only import of trio_websocket
 #
 # _engine, each building on those above it:

@@ -136,8 +136,7 @@ class FrameFilter:
         self.payload = 0
         if not self._has_refused:
             # What is left is an incomplete header of maximum 9 bytes. Adding to b"" copies nothing but a bytearray.
-            self._data = self._data[self._at :] + data
-            self._at = 0
+            self._data += data
 
     def take(self) -> Messages | Passed | Refused | None:
         """Return what comes next in the stream; None if more bytes are needed for that, and always after `Refused`."""
