@@ -42,8 +42,9 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _answers     what HTTP answers and network faults mean, in words
 #   _wire        frames to objects and back
 #   _http        one request, its limits and refusals; the only import of httpx
+#   _dial        TCP, proxy, TLS
+#   _kept        requests over connections that are kept: acknowledgements
 #   _api         Kadoa's endpoints: token, acknowledge, notifications
-#   _dial        TCP, proxy, TLS below a WebSocket
 #   _frames      cuts whole messages out of the bytes of a WebSocket; no I/O
 #   _socket      one WebSocket; the only import of trio_websocket
 #

@@ -45,7 +45,7 @@ from kadoa_trio._net._api import KadoaApi, Token, open_api
 from kadoa_trio._net._http import (
     _BYTES_A_CHUNK,
     _CHUNKS,
-    _CHUNKS_AT_ONCE,
+    CHUNKS_AT_ONCE,
     MAX_ANSWER,
     HttpClient,
     default_ssl_context,
@@ -496,7 +496,7 @@ async def test_answer_in_tiny_chunks_is_read_a_little_at_a_time_and_not_for_ever
         error = await failure(plain(port))
         nursery.cancel_scope.cancel()
     assert isinstance(error, ProtocolError)
-    assert turns >= (_CHUNKS + MAX_ANSWER // _BYTES_A_CHUNK) // _CHUNKS_AT_ONCE
+    assert turns >= (_CHUNKS + MAX_ANSWER // _BYTES_A_CHUNK) // CHUNKS_AT_ONCE
     assert sent < 100_000
 
 

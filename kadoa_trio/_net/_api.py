@@ -12,13 +12,17 @@ from typing import Final, TypeGuard
 from urllib.parse import urlsplit
 
 import attrs
+import trio
 
 from .._contexts import async_context
 from .._errors import ConfigurationError, ProtocolError
 from .._events import parse_json
+from .._exits import clean_up
 from .._redact import MIN_SECRET, Secret
-from .._settings import Settings, fits_header
+from .._settings import CLOSE_TIMEOUT, Settings, fits_header
+from ._dial import Address
 from ._http import USER_AGENT, HttpClient, open_http, utc_now
+from ._kept import KeptConnections, can_keep, keep_connections
 
 API_TIMEOUT: Final = 30.0
 """Maximum duration of a call of the notifications API, in seconds."""
@@ -46,6 +50,8 @@ class KadoaApi:
     _http: HttpClient = attrs.field(repr=False)
     _key: Secret = attrs.field(repr=False)
     _settings: Settings = attrs.field(repr=False)
+    _kept: KeptConnections | None = attrs.field(default=None, repr=False)
+    """For acknowledgements; None sends them like other requests."""
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
@@ -89,14 +95,18 @@ class KadoaApi:
         Raises:
             AttemptError: Kadoa refused it, or the network failed.
         """
-        await self._http.request(
-            "acknowledge",
-            "POST",
-            f"{self._settings.endpoints.realtime_api.rstrip('/')}/api/v1/events/ack",
-            timeout=self._settings.timeouts.token,
-            content=json.dumps({"id": event_id}).encode(),
-            final=False,
-        )
+        content, timeout = json.dumps({"id": event_id}).encode(), self._settings.timeouts.token
+        if self._kept is None:
+            url = _acknowledge_url(self._settings)
+            await self._http.request("acknowledge", "POST", url, timeout=timeout, content=content, final=False)
+        else:
+            answer = await self._kept.post(content, timeout)
+            self._http.conclude("acknowledge", answer, timeout, final=False)
+
+    async def close_idle(self) -> None:
+        """Close connections for acknowledgements while they are not used, until cancelled."""
+        if self._kept is not None:
+            await self._kept.close_idle()
 
     async def call(
         self,
@@ -164,7 +174,20 @@ async def open_api(
         transport=None if endpoints.network is None else endpoints.network.http_transport,
         wall_clock=wall_clock,
     ) as http:
-        yield KadoaApi(http, api_key, settings)
+        kept: KeptConnections | None = None
+        url = _acknowledge_url(settings)
+        if can_keep(Address.of(url), settings):
+            kept = keep_connections(url, settings, lambda: http.secrets)
+        try:
+            yield KadoaApi(http, api_key, settings, kept)
+        finally:
+            if kept is not None:
+                # Shielded, because a Cancelled from here would replace the exception of the caller's block.
+                await clean_up(trio.current_time() + CLOSE_TIMEOUT, kept.aclose)  # noqa: ASYNC102  # shielded in there
+
+
+def _acknowledge_url(settings: Settings) -> str:
+    return f"{settings.endpoints.realtime_api.rstrip('/')}/api/v1/events/ack"
 
 
 def _parse_token(body: bytes, api_key: Secret) -> Token | None:

@@ -1,10 +1,10 @@
-"""Opens the byte stream below a WebSocket: TCP, through a proxy where the environment names one, and TLS."""
+"""Opens byte streams to Kadoa: TCP, through a proxy where the environment names one, and TLS."""
 
 from __future__ import annotations
 
 import math
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import attrs
 import trio
@@ -17,7 +17,7 @@ from ._proxy import Proxy, find_proxy, open_tunnel
 
 @attrs.frozen
 class Address:
-    """Where a ``ws`` or ``wss`` URL leads."""
+    """Where a URL leads."""
 
     scheme: str
     host: str
@@ -32,17 +32,41 @@ class Address:
     @property
     def secure(self) -> bool:
         """Whether TLS is used."""
-        return self.scheme == "wss"
+        return self.scheme in ("wss", "https")
 
     @property
     def host_header(self) -> str:
-        """The value of the ``Host`` header (RFC 6455, section 4.1)."""
+        """The value of the ``Host`` header (RFC 9110, section 7.2; RFC 6455, section 4.1)."""
         name = f"[{self.host}]" if ":" in self.host else self.host
         return name if self.port == DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
 
     def find_proxy(self) -> Proxy | None:
         """Return the proxy that the environment names for it; None for the direct way."""
         return find_proxy(self.scheme, self.host)
+
+
+def target_of(url: str) -> str:
+    """Return the path of a URL as a request has it, with what it may not hold quoted."""
+    return quote(urlsplit(url).path, safe="/%:@!$&'()*+,;=~") or "/"
+
+
+async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:
+    """Open a byte stream to *address*, by TLS if its scheme asks for it. Being cancelled closes what is open so far.
+
+    Raises:
+        OSError, UnicodeError, trio.BrokenResourceError, ConfigurationError: as for `open_tcp` and `start_tls`.
+    """
+    stream = await open_tcp(address, settings)
+    if not address.secure:
+        return stream
+    secured: trio.abc.Stream | None = None
+    try:
+        secured = await start_tls(stream, address, settings)
+    finally:
+        if secured is None:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+    return secured
 
 
 async def open_tcp(address: Address, settings: Settings) -> trio.abc.Stream:
@@ -88,6 +112,8 @@ async def start_tls(stream: trio.abc.Stream, address: Address, settings: Setting
         ConfigurationError: the certificates that the environment names cannot be used.
     """
     context = settings.ssl_context or default_ssl_context()
+    # As httpx does, also for a context that is the program's. What is sent is HTTP/1.1 or begins as such.
+    context.set_alpn_protocols(["http/1.1"])
     # https_compatible: servers end the stream without TLS's close notification, and so do we.
     tls = trio.SSLStream(stream, context, server_hostname=address.host, https_compatible=True)
     await tls.do_handshake()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import ssl
 from collections import deque
@@ -54,11 +55,20 @@ if TYPE_CHECKING:
 
 USER_AGENT: Final = f"kadoa-trio/{__version__}"
 """Names this client to servers, in requests and in WebSocket handshakes."""
+HEADERS: Final = MappingProxyType(
+    {
+        "user-agent": USER_AGENT,
+        "content-type": "application/json",
+        # Uncompressed, so that a small answer cannot grow into a large one here.
+        "accept-encoding": "identity",
+    }
+)
+"""What every request sends."""
 MAX_ANSWER: Final = 64 * 1024
 """Maximum length of an answer that is read, in bytes, unless a call has its own. Documented ones have a few hundred."""
 _CHUNKS, _BYTES_A_CHUNK = 256, 512
 """Maximum chunks of an answer: this number, and one more per this number of bytes of its limit. Servers send 4 KiB and more."""
-_CHUNKS_AT_ONCE: Final = 32
+CHUNKS_AT_ONCE: Final = 32
 """Maximum chunks of an answer that are read before other tasks run."""
 _RECENT_SECRETS: Final = 8
 """Maximum number of secrets from servers that are kept out of texts. The newest ones count."""
@@ -124,6 +134,17 @@ class HttpClient:
             InternalError: a bug of the client.
         """
         answer = await self._send(method, url, timeout, limit, headers, content, params)
+        return self.conclude(step, answer, timeout, final=final)
+
+    def conclude(self, step: Step, answer: Answer, timeout: float, *, final: bool) -> Answer:
+        """Return an answer that is a success, and raise what any other means; see `request`.
+
+        Args:
+            step: what was asked for.
+            answer: what came of the request.
+            timeout: the maximum duration that the request had, in seconds.
+            final: whether a refusal can be final.
+        """
         # Outside of every ``except``: an exception raised in there would hold httpx's as its context.
         if answer.status is not None and answer.status >= 300:
             message = server_message(bytes(answer.body), *self.secrets)
@@ -165,10 +186,8 @@ class HttpClient:
                 finally:
                     await response.aclose()
             except Exception as exc:
-                answer.fault = describe(exc, *self.secrets)
-                answer.cause = scrubbed(exc, *self.secrets)
                 known = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError)
-                answer.is_bug = not isinstance(exc, known)
+                answer.fail(exc, *self.secrets, is_bug=not isinstance(exc, known))
         return answer
 
     def _build(
@@ -182,12 +201,7 @@ class HttpClient:
         request = self._client.build_request(
             method,
             url.reveal() if isinstance(url, Secret) else url,
-            headers={
-                "user-agent": USER_AGENT,
-                "content-type": "application/json",
-                # Uncompressed, so that a small answer cannot grow into a large one here.
-                "accept-encoding": "identity",
-            },
+            headers=HEADERS,
             content=_bytes(content),
             params=params,
         )
@@ -210,7 +224,10 @@ class Answer:
     encoding: str = attrs.field(default="", repr=False)
     """The ``Content-Encoding``, if the request did not ask for it; then the body is not read."""
     body: bytearray = attrs.field(factory=bytearray, repr=False)
+    chunks: int = attrs.field(default=0, repr=False)
+    """Number of chunks that have been read of the body."""
     complete: bool = False
+    """Whether all that is read of an answer has been read."""
     fault: str | None = attrs.field(default=None, repr=False)
     cause: ForeignError | None = attrs.field(default=None, repr=False)
     is_bug: bool = False
@@ -230,30 +247,47 @@ class Answer:
             )
         return bytes(self.body)
 
+    def begin(self, status: int, retry_after: str | None, encoding: str | None, *secrets: Secret) -> None:
+        """Note the head of an answer: its status, and two of its headers. The answer is complete if it is compressed."""
+        self.status = status
+        self.retry_after = retry_after
+        self.encoding = unwanted_encoding(encoding, *secrets)
+        self.complete = bool(self.encoding)
+
+    def deadline(self) -> float:
+        """Return how long the body is waited for, on Trio's clock."""
+        refused = self.status is not None and self.status >= 300
+        return trio.current_time() + REFUSAL_GRACE if refused else math.inf
+
+    def add(self, chunk: bytes | bytearray) -> None:
+        """Note a chunk of the body. The answer is complete if it has more, or more chunks, than any that is documented."""
+        self.body += chunk[: self.limit - len(self.body)]
+        self.chunks += 1
+        most = _CHUNKS + self.limit // _BYTES_A_CHUNK
+        self.complete = len(self.body) >= self.limit or self.chunks >= most
+
+    def fail(self, exc: Exception, *secrets: Secret, is_bug: bool) -> None:
+        """Note what went wrong."""
+        self.fault = describe(exc, *secrets)
+        self.cause = scrubbed(exc, *secrets)
+        self.is_bug = is_bug
+
     async def read(self, response: httpx.Response, *secrets: Secret) -> None:
         """Read what is needed of a response: a compressed body not at all, that of a refusal for `REFUSAL_GRACE`."""
-        self.status = response.status_code
-        self.retry_after = response.headers.get("retry-after")
-        self.encoding = unwanted_encoding(response.headers.get("content-encoding"), *secrets)
-        if self.encoding:
-            self.complete = True
+        headers = response.headers
+        self.begin(response.status_code, headers.get("retry-after"), headers.get("content-encoding"), *secrets)
+        if self.complete:
             return
-        grace = trio.CancelScope()
-        if self.status >= 300:
-            grace.deadline = trio.current_time() + REFUSAL_GRACE
-        chunks, most = 0, _CHUNKS + self.limit // _BYTES_A_CHUNK
-        with grace:
+        with trio.CancelScope(deadline=self.deadline()) as grace:
             # The stream itself, because httpx's own methods decompress, without a limit.
             async for chunk in cast("AsyncIterable[bytes]", response.stream):
-                self.body += chunk[: self.limit - len(self.body)]
-                chunks += 1
-                if not chunks % _CHUNKS_AT_ONCE:
+                self.add(chunk)
+                if not self.chunks % CHUNKS_AT_ONCE:
                     # Chunks that arrived together are read without waiting, and each costs as much as an event.
                     # Shielded, because a cancellation must be raised in httpx's generators, which it ends; see below.
                     await trio.lowlevel.cancel_shielded_checkpoint()
-                if len(self.body) >= self.limit or chunks >= most:
+                if self.complete:
                     # Leaving the loop would leave httpx's generators to the garbage collector; a cancellation ends them.
-                    self.complete = True
                     grace.cancel(reason="the answer is longer than any that is documented")
             self.complete = True
 

@@ -1,8 +1,8 @@
-"""Which HTTP proxy the environment names for a WebSocket, and the tunnel through it: ``CONNECT``.
+"""Which HTTP proxy the environment names for a host, and the tunnel through it: ``CONNECT``.
 
 httpx reads ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` for the API; this
-module reads the same for WebSockets, so that both go the same way. A proxy's
-credentials are sent in one header and nowhere else.
+module reads the same for WebSockets and acknowledgements, so that all go the
+same way. A proxy's credentials are sent in one header and nowhere else.
 """
 
 from __future__ import annotations
@@ -45,18 +45,26 @@ class Proxy:
 
 
 def find_proxy(scheme: str, host: str) -> Proxy | None:
-    """Return the proxy that the environment names for a ``ws`` or ``wss`` host; None for the direct way.
+    """Return the proxy that the environment names for a host; None for the direct way.
 
     Loopback addresses are reached directly. SOCKS proxies are not supported
     and are ignored.
     """
-    if is_loopback(host) or proxy_bypass(host):
+    if not is_proxied(scheme, host):
         return None
     proxies = getproxies()
-    parts = _parse(proxies.get(_SCHEMES[scheme]) or proxies.get("all"))
+    parts = _parse(proxies.get(_SCHEMES.get(scheme, scheme)) or proxies.get("all"))
     if parts is None or parts.scheme not in ("http", "https"):
         return None
     return Proxy(parts.hostname or "", port_of(parts), parts.scheme == "https", _authorization(parts))
+
+
+def is_proxied(scheme: str, host: str) -> bool:
+    """Return whether the environment names a proxy for a host, be it one that `find_proxy` ignores."""
+    if is_loopback(host) or proxy_bypass(host):
+        return False
+    proxies = getproxies()
+    return bool(proxies.get(_SCHEMES.get(scheme, scheme)) or proxies.get("all"))
 
 
 def proxy_secrets() -> tuple[Secret, ...]:

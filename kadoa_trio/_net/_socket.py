@@ -43,7 +43,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Final, TypeVarTuple, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import attrs
 import trio
@@ -64,7 +64,7 @@ from ._answers import (
     unwanted_encoding,
 )
 from ._censor import censored_logs
-from ._dial import Address, open_tcp, start_tls
+from ._dial import Address, open_tcp, start_tls, target_of
 from ._frames import MAX_FRAGMENTS, MESSAGES_AT_ONCE, FrameFilter, Passed, RefusedReason
 from ._http import USER_AGENT, utc_now
 from ._proxy import proxy_secrets
@@ -355,7 +355,6 @@ async def _establish(
     also: tuple[Secret, ...],
 ) -> Socket:
     address = Address.of(url)
-    path = quote(urlsplit(url).path, safe="/%:@!$&'()*+,;=~") or "/"
     timeout = settings.timeouts.handshake
     opening = trio.move_on_after(timeout)
     reader = _Reader(nursery, (token, *proxy_secrets(), *also), on_end=opening)
@@ -379,7 +378,7 @@ async def _establish(
                     cast("trio.SocketStream", watched),
                     address.host_header,
                     # Never bound to a name, because a traceback shows the names of this frame.
-                    f"{path}?access_token={quote(token.reveal(), safe='')}",
+                    f"{target_of(url)}?access_token={quote(token.reveal(), safe='')}",
                     # No queue in the library, because it drops the queue when a message is too large.
                     message_queue_size=0,
                     max_message_size=settings.limits.message_size,
