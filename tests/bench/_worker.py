@@ -1,0 +1,55 @@
+"""The process in which one thing is measured: ``python -m tests.bench._worker TASK`` prints the result as JSON.
+
+A task is ``{"package": folder or null, "servers": ..., "what": name, ...}``; see `LOOPS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from . import _loops
+from ._loops import Servers, Unavailable
+from ._server import Feed
+
+LOOPS: Final[Mapping[str, Callable[[Servers, Feed], Awaitable[dict[str, Any]]]]] = {
+    "bare": _loops.bare,
+    "bare, TLS": functools.partial(_loops.bare, tls=True),
+    "events": _loops.events,
+    "events, TLS": functools.partial(_loops.events, tls=True),
+    "events, SQLite": functools.partial(_loops.events, store=True),
+    "events, acknowledged": functools.partial(_loops.events, acknowledge=True),
+    "typed": _loops.typed,
+    "workers": _loops.workers,
+    "batches": _loops.batches,
+}
+"""What receives a feed in Trio, by name."""
+
+
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """Do a task."""
+    servers, what = Servers(**task["servers"]), task["what"]
+    if what == "official":
+        return _loops.official(servers, Feed(**task["feed"]))
+    import trio
+
+    return trio.run(functools.partial(LOOPS[what], servers, Feed(**task["feed"])))
+
+
+def main() -> None:
+    """Do the task of the command line."""
+    task = json.loads(sys.argv[1])
+    if task["package"] is not None:
+        sys.path.insert(0, task["package"])
+    try:
+        result = measure(task)
+    except Unavailable as exc:
+        result = {"skipped": str(exc)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
