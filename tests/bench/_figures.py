@@ -144,7 +144,7 @@ def _compare(figure: Figure, mine: list[dict[str, Any]], base: list[dict[str, An
         "wall": statistics.median(ratios["wall"]),
         "low": judged[0],
         "high": judged[-1],
-        "meets": figure.bar is None or figure.meets(statistics.median(judged), figure.bar),
+        "meets": None if figure.bar is None else figure.meets(statistics.median(judged), figure.bar),
     }
 
 

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,9 +150,6 @@ async def client(
             yield realtime
 
 
-Opened = AbstractAsyncContextManager["Realtime"]
-
-
 async def events(servers: Servers, feed: Feed, **options: bool) -> dict[str, Any]:
     """Receive with ``async for``."""
     meter = Meter(servers, feed)
@@ -258,6 +255,70 @@ async def batches(servers: Servers, feed: Feed) -> dict[str, Any]:
                 left -= 1
         meter.stop(event.id)
     return meter.result
+
+
+async def memory(servers: Servers, feed: Feed) -> dict[str, Any]:
+    """Receive as a service does, with a store and acknowledgements, and record the peak of the memory.
+
+    Raises:
+        Unavailable: the system does not show the peak.
+    """
+    meter = Meter(servers, feed)
+    async with client(servers, feed, store=True, acknowledge=True) as realtime:
+        await skip(realtime.events, feed.warm)
+        meter.start()
+        left = feed.count
+        tenth = left - left // 10
+        early = 0.0
+        async for event in realtime.events:  # noqa: B007  # the last one is used
+            left -= 1
+            if left == tenth:
+                early = memory_of("VmHWM")
+            if not left:
+                break
+        meter.stop(event.id)
+        return meter.result | {"early": early, "peak": memory_of("VmHWM")}
+
+
+def memory_of(field: str) -> float:
+    """Read a field of this process's memory, in MB. Unlike getrusage's, its peak is not that of the parent process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise Unavailable("the system has no /proc/self/status")
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
+async def acknowledged(servers: Servers, feed: Feed, *, acknowledge: bool) -> dict[str, Any]:
+    """Receive a feed of a rate, and wait until everything is acknowledged, or nothing more is."""
+    import trio
+
+    async def wait_sent() -> None:
+        sent = -1
+        while acknowledge and sent < realtime.statistics().acknowledged:
+            sent = realtime.statistics().acknowledged
+            await trio.sleep(0.5)
+
+    meter = Meter(servers, feed)
+    async with client(servers, feed, acknowledge=acknowledge) as realtime:
+        await skip(realtime.events, feed.warm)
+        await wait_sent()
+        before = realtime.statistics().acknowledged
+        meter.start()
+        left = feed.count
+        async for event in realtime.events:  # noqa: B007  # the last one is used
+            left -= 1
+            if not left:
+                break
+        realtime.events.settle()
+        at_end = realtime.statistics().acknowledged - before
+        await wait_sent()
+        meter.stop(event.id)
+        return meter.result | {
+            "at_end": at_end,
+            "acknowledged": realtime.statistics().acknowledged - before,
+            "dropped": realtime.statistics().acknowledgements_dropped,
+        }
 
 
 # ---- Kadoa's official SDK --------------------------------------------------------------------------------------------

@@ -31,19 +31,36 @@ LOOPS: Final[Mapping[str, Callable[[Servers, Feed], Awaitable[dict[str, Any]]]]]
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """Do a task."""
-    servers, what = Servers(**task["servers"]), task["what"]
+    what = task.pop("what")
+    servers = Servers(**task.pop("servers"))
+    feed = Feed(**task.pop("feed", {}))
+    # Imported where they are used: some of them import the client, and the bare loop does without.
     if what == "official":
-        return _loops.official(servers, Feed(**task["feed"]))
+        return _loops.official(servers, feed)
     import trio
 
-    return trio.run(functools.partial(LOOPS[what], servers, Feed(**task["feed"])))
+    match what:
+        case "idle":
+            from ._idle import idle
+
+            return trio.run(functools.partial(idle, servers, **task))
+        case "stages":
+            from ._stages import stages
+
+            return trio.run(stages, servers, feed)
+        case "memory":
+            return trio.run(_loops.memory, servers, feed)
+        case "acknowledged":
+            return trio.run(functools.partial(_loops.acknowledged, servers, feed, **task))
+    return trio.run(LOOPS[what], servers, feed)
 
 
 def main() -> None:
     """Do the task of the command line."""
     task = json.loads(sys.argv[1])
-    if task["package"] is not None:
-        sys.path.insert(0, task["package"])
+    package = task.pop("package")
+    if package is not None:
+        sys.path.insert(0, package)
     try:
         result = measure(task)
     except Unavailable as exc:
