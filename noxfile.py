@@ -175,12 +175,14 @@ def interop(session: nox.Session) -> None:
 @nox.session(python=["3.11", "3.13"])
 def bench(session: nox.Session) -> None:
     """What the client costs, as ratios to a bare trio-websocket loop; see docs/performance.md."""
-    session.install("-e", ".", "orjson", "trustme")
+    groups(session, "bench")
+    session.install("-e", ".")
     session.run("python", "-m", "tests.bench", *session.posargs)
 
 
 @nox.session(name="bench-peers", python="3.12")
 def bench_peers(session: nox.Session) -> None:
     """The same, as ratios to Kadoa's official SDK, unmodified."""
-    session.install("-e", ".", "orjson", "trustme", "kadoa-sdk==0.20.*")
+    groups(session, "bench")
+    session.install("-e", ".", "kadoa-sdk==0.20.*")
     session.run("python", "-m", "tests.bench", "--peers", *session.posargs)

@@ -80,13 +80,19 @@ def run(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what the options name, print it, and write it to a file if one is named."""
+def main(arguments: Sequence[str] | None = None, *, isolated: bool = True) -> None:
+    """Measure what the options name, print it, and write it to a file if one is named.
+
+    Args:
+        arguments: of the command line; None for those of this process.
+        isolated: measure each thing in a fresh process.
+    """
     options = parse(arguments)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY:
         say(f"the load average is {load:.1f}: other processes share the machine, and change even the ratios")
-    with opened(None if options.package is None else str(options.package.resolve())) as bench:
+    package = None if options.package is None else str(options.package.resolve())
+    with opened(package, isolated=isolated) as bench:
         results = run(bench, options)
     print(_report.text(results))
     if options.json is not None:

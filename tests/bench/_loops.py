@@ -297,7 +297,7 @@ async def acknowledged(servers: Servers, feed: Feed, *, acknowledge: bool) -> di
         sent = -1
         while acknowledge and sent < realtime.statistics().acknowledged:
             sent = realtime.statistics().acknowledged
-            await trio.sleep(0.5)
+            await trio.sleep(0.3)
 
     meter = Meter(servers, feed)
     async with client(servers, feed, acknowledge=acknowledge) as realtime:

@@ -29,11 +29,19 @@ LOOPS: Final[Mapping[str, Callable[[Servers, Feed], Awaitable[dict[str, Any]]]]]
 """What receives a feed in Trio, by name."""
 
 
-def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """Do a task."""
-    what = task.pop("what")
-    servers = Servers(**task.pop("servers"))
-    feed = Feed(**task.pop("feed", {}))
+def do(task: dict[str, Any]) -> dict[str, Any]:
+    """Do a task, and return its result, or the reason why it cannot be done."""
+    task = dict(task)
+    package = task.pop("package")
+    if package is not None:
+        sys.path.insert(0, package)
+    try:
+        return _measure(task.pop("what"), Servers(**task.pop("servers")), Feed(**task.pop("feed", {})), task)
+    except Unavailable as exc:
+        return {"skipped": str(exc)}
+
+
+def _measure(what: str, servers: Servers, feed: Feed, options: dict[str, Any]) -> dict[str, Any]:
     # Imported where they are used: some of them import the client, and the bare loop does without.
     if what == "official":
         return _loops.official(servers, feed)
@@ -43,7 +51,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         case "idle":
             from ._idle import idle
 
-            return trio.run(functools.partial(idle, servers, **task))
+            return trio.run(functools.partial(idle, servers, **options))
         case "stages":
             from ._stages import stages
 
@@ -51,22 +59,9 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         case "memory":
             return trio.run(_loops.memory, servers, feed)
         case "acknowledged":
-            return trio.run(functools.partial(_loops.acknowledged, servers, feed, **task))
+            return trio.run(functools.partial(_loops.acknowledged, servers, feed, **options))
     return trio.run(LOOPS[what], servers, feed)
 
 
-def main() -> None:
-    """Do the task of the command line."""
-    task = json.loads(sys.argv[1])
-    package = task.pop("package")
-    if package is not None:
-        sys.path.insert(0, package)
-    try:
-        result = measure(task)
-    except Unavailable as exc:
-        result = {"skipped": str(exc)}
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(do(json.loads(sys.argv[1]))))
