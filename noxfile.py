@@ -172,11 +172,20 @@ def interop(session: nox.Session) -> None:
     session.run("python", "-P", "-m", "pytest", "tests/interop", *session.posargs)
 
 
-@nox.session
+@nox.session(python=["3.11", "3.13"])
 def bench(session: nox.Session) -> None:
-    """Events per second, as a ratio to a bare trio-websocket loop."""
-    session.install(".", "orjson")
-    session.run("python", "tests/bench/bench.py", *session.posargs)
+    """What the client costs, as ratios to a bare trio-websocket loop; see docs/performance.md."""
+    groups(session, "bench")
+    session.install("-e", ".")
+    session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session(name="bench-peers", python="3.12")
+def bench_peers(session: nox.Session) -> None:
+    """The same, as ratios to Kadoa's official SDK, unmodified."""
+    groups(session, "bench")
+    session.install("-e", ".", "kadoa-sdk==0.20.*")
+    session.run("python", "-m", "tests.bench", "--peers", *session.posargs)
 
 
 @nox.session(python="3.11")

@@ -1,0 +1,67 @@
+"""The process in which one thing is measured: ``python -m tests.bench._worker TASK`` prints the result as JSON.
+
+A task is ``{"package": folder or null, "servers": ..., "what": name, ...}``; see `LOOPS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from . import _loops
+from ._loops import Servers, Unavailable
+from ._server import Feed
+
+LOOPS: Final[Mapping[str, Callable[[Servers, Feed], Awaitable[dict[str, Any]]]]] = {
+    "bare": _loops.bare,
+    "bare, TLS": functools.partial(_loops.bare, tls=True),
+    "events": _loops.events,
+    "events, TLS": functools.partial(_loops.events, tls=True),
+    "events, SQLite": functools.partial(_loops.events, store=True),
+    "events, acknowledged": functools.partial(_loops.events, acknowledge=True),
+    "typed": _loops.typed,
+    "workers": _loops.workers,
+    "batches": _loops.batches,
+}
+"""What receives a feed in Trio, by name."""
+
+
+def do(task: dict[str, Any]) -> dict[str, Any]:
+    """Do a task, and return its result, or the reason why it cannot be done."""
+    task = dict(task)
+    package = task.pop("package")
+    if package is not None:
+        sys.path.insert(0, package)
+    try:
+        return _measure(task.pop("what"), Servers(**task.pop("servers")), Feed(**task.pop("feed", {})), task)
+    except Unavailable as exc:
+        return {"skipped": str(exc)}
+
+
+def _measure(what: str, servers: Servers, feed: Feed, options: dict[str, Any]) -> dict[str, Any]:
+    # Imported where they are used: some of them import the client, and the bare loop does without.
+    if what == "official":
+        return _loops.official(servers, feed)
+    import trio
+
+    match what:
+        case "idle":
+            from ._idle import idle
+
+            return trio.run(functools.partial(idle, servers, **options))
+        case "stages":
+            from ._stages import stages
+
+            return trio.run(stages, servers, feed)
+        case "memory":
+            return trio.run(_loops.memory, servers, feed)
+        case "acknowledged":
+            return trio.run(functools.partial(_loops.acknowledged, servers, feed, **options))
+    return trio.run(LOOPS[what], servers, feed)
+
+
+if __name__ == "__main__":
+    print(json.dumps(do(json.loads(sys.argv[1]))))
