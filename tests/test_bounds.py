@@ -22,15 +22,15 @@ from _loopback import CLOSE_1000, accept, frame, read_head, upgrade
 from _receiving import receiving
 from test_socket import MemoryNetwork, speak
 
-from kadoa_trio import Limits, Realtime
+from kadoa_trio import Limits, Realtime, Timeouts, open_realtime
 from kadoa_trio._engine._ledger import RECENT_IDS
 from kadoa_trio._engine._reporter import MAX_NOTICE_TEXT, MAX_NOTICES, NOTICE_INTERVAL, NOTICES_AT_ONCE, Reporter
 from kadoa_trio._errors import AttemptError
 from kadoa_trio._net._frames import FRAMES_AT_ONCE, MAX_FRAGMENTS, FrameFilter, Passed, Refused
 from kadoa_trio._net._socket import End, EndReason, SocketEnded
 from kadoa_trio._net._wire import Ignored, decode
-from kadoa_trio.notices import AdmissionPaused, Draining, FrameIgnored, Lost, Notice, Retrying
-from kadoa_trio.testing import Faults
+from kadoa_trio.notices import AdmissionPaused, Draining, FrameIgnored, Lost, Notice, Retrying, State
+from kadoa_trio.testing import Faults, open_simulated_kadoa
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 MEGABYTE = 1_000_000
@@ -400,6 +400,33 @@ async def test_client_gives_a_connection_up_that_sends_empty_fragments_for_ever(
             await kadoa.wait_subscribed(2)
         (lost,) = found(realtime, Lost)
         assert "a message of more than 5,000 fragments" in lost.how
+
+
+async def test_flood_of_empty_messages_is_no_life(autojump_clock: Any, pair: Any) -> None:
+    async with pair(timeouts=Timeouts(heartbeat=20)) as (kadoa, realtime):
+        await trio.sleep(5)
+        found(realtime, Notice)
+        kadoa.faults = Faults(no_heartbeats=True)
+        connection = kadoa.newest
+        began = trio.current_time()
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while trio.current_time() < began + 100 and connection.open:
+                await connection._stream.send_all(b"\x81\x00" * 10)
+                await trio.sleep(0.1)
+        (lost,) = found(realtime, Lost)
+        assert "Timeouts.heartbeat" in lost.how
+        assert trio.current_time() - began < 25
+
+
+async def test_empty_messages_do_not_make_a_connection_live(autojump_clock: Any) -> None:
+    async with (
+        open_simulated_kadoa(heartbeat_interval=1_000) as kadoa,
+        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints) as realtime,
+    ):
+        await kadoa.wait_subscribed(1)
+        await kadoa.newest._stream.send_all(b"\x81\x00" * 10)
+        await trio.sleep(1)
+        assert realtime.state is State.CONNECTING
 
 
 async def test_empty_fragments_and_pings_do_not_hold_the_heartbeat_off(autojump_clock: Any, pair: Any) -> None:

@@ -1031,14 +1031,27 @@ def test_time_that_passes_does_not_renew_a_promise() -> None:
     assert not ledger.settled_position().promised
 
 
-def test_server_that_resumes_without_a_promise_is_believed() -> None:
+def test_replay_without_a_promise_is_not_believed_to_begin_at_the_cursor() -> None:
     ledger = resumed(10)
     feed(ledger, 2, 50)
     opened(ledger, 3, RELIED, promised=False)
-    feed(ledger, 3, 11, seconds=RELIED)  # older than the subscription, so that the server does replay
+    feed(ledger, 3, 12, seconds=RELIED)  # older than the subscription, so that the server does replay: from anywhere
     ledger.ended(2, at(1 + RELIED))
-    assert ledger.tick(3, at(STABLE_AFTER + RELIED)) == []
-    assert ledger.resume_cursor == cursor(11)
+    assert reasons(ledger.tick(3, at(STABLE_AFTER + RELIED))) == [GapReason.NOT_PROMISED]
+    assert ledger.resume_cursor == cursor(12)
+
+
+def test_events_of_a_connection_that_ended_young_do_not_vouch_for_the_time_before_it() -> None:
+    # The server announces that it does not resume; 11 and 12 are sent while nobody listens.
+    ledger = led(*range(1, 11))
+    ledger.withdraw_promise()
+    ledger.ended(1, at(1))
+    opened(ledger, 2, 2, promised=False)
+    feed(ledger, 2, 13, seconds=3)
+    ledger.ended(2, at(5))  # before it was decided whether anything is missing
+    opened(ledger, 3, 5 + RELIED)
+    feed(ledger, 3, 13, 14, seconds=6 + RELIED)  # 13 is older than the subscription: a replay of what the server holds
+    assert reasons(ledger.tick(3, at(7 + RELIED + TRUSTED))) == [GapReason.NOT_PROMISED]
 
 
 def test_connection_that_ended_unread_leaves_a_possible_gap_unless_the_next_replays() -> None:

@@ -56,7 +56,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         in_hand = f", unsettled: {presentable(self._current.event.id, 80)}" if self._current is not None else ""
         return f"<EventChannel, {self._buffer.statistics().buffered_events} buffered{in_hand}>"
 
-    def receive(self) -> Coroutine[Any, Any, Event]:
+    def receive(self) -> Coroutine[Any, Any, Event]:  # pyright: ignore[reportIncompatibleMethodOverride]  # see below
         """Settle the event received before, and wait for the next one.
 
         If cancelled while waiting, no event is lost. The previous event stays
@@ -72,7 +72,7 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         # Not a coroutine that awaits another one: each event goes through here.
         return self._next(trio.EndOfChannel)
 
-    def __anext__(self) -> Coroutine[Any, Any, Event]:
+    def __anext__(self) -> Coroutine[Any, Any, Event]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._next(StopAsyncIteration)
 
     @trio.lowlevel.enable_ki_protection

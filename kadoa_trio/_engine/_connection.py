@@ -388,7 +388,7 @@ class Connection:
 
     def _note_life(self, moment: Moment, messages: list[str | bytes]) -> None:
         """Record when messages came, and move the heartbeat timer."""
-        now = self._last_frame = moment[1]
+        now = moment[1]
         if now - self._asked[1] >= _WAITED:
             self._not_before = self._caught_up = self._asked
         elif now - self._caught_up[1] >= _CATCH_UP:
@@ -396,7 +396,10 @@ class Connection:
         self._asked = moment
         self._context.ledger.last_life = self._not_before[0]
         self._progress = 0
-        if now > self._far_enough and any(messages):  # an empty message is no sign of life
+        if not any(messages):
+            return  # an empty message is no sign of life
+        self._last_frame = now
+        if now > self._far_enough:
             timeout = self._context.settings.timeouts.heartbeat
             slack = timeout * _HEARTBEAT_SLACK
             self._heartbeat.deadline = now + timeout + slack

@@ -948,7 +948,9 @@ class Ledger:
             return False  # repeated: no sign that the replay goes on
         source.replayed_key = key
         source.last_sign = one.clock
-        if source.cursor_key is not None and key > source.cursor_key and self._line is not None:
+        if source.asked and source.cursor_key is not None and key > source.cursor_key and self._line is not None:
+            # A replay that was not promised may begin anywhere: it shows that the events before it are held, not that
+            # those after the cursor came.
             self._join(source, self._line)
         return True
 

@@ -59,14 +59,12 @@ async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:
     stream = await open_tcp(address, settings)
     if not address.secure:
         return stream
-    secured: trio.abc.Stream | None = None
     try:
-        secured = await start_tls(stream, address, settings)
-    finally:
-        if secured is None:
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(stream)
-    return secured
+        return await start_tls(stream, address, settings)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(stream)
+        raise
 
 
 async def open_tcp(address: Address, settings: Settings) -> trio.abc.Stream:

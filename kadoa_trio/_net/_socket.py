@@ -372,7 +372,7 @@ async def _establish(
                     step = "tls"
                     stream = await start_tls(stream, address, settings)
                 step = "handshake"
-                watched = _WatchedStream(stream, on_bytes, opening, max_message_size=settings.limits.message_size)
+                watched = _WatchedStream(stream, on_bytes, opening, settings.limits.message_size)
                 connection = await trio_websocket.wrap_client_stream(
                     cast("trio.Nursery", reader),
                     cast("trio.SocketStream", watched),
@@ -482,9 +482,9 @@ class _WatchedStream(trio.abc.Stream):
     _inner: trio.abc.Stream
     _on_bytes: Callable[[int], None]
     _opening: trio.CancelScope
+    _max_message_size: int
     _headers: bytes = _HEADERS
     """Headers that are still to be added to the request: ``wrap_client_stream`` takes none."""
-    _max_message_size: int = 0
     _is_open: trio.Event = attrs.field(factory=trio.Event)
     _frames: FrameFilter | None = None
     """None before the upgrade."""
