@@ -196,7 +196,7 @@ parts = st.one_of(
 @st.composite
 def chunks(draw: st.DrawFn) -> list[bytes | bytearray]:
     """A stream, cut anywhere."""
-    stream = b"".join(draw(st.lists(good | runs, max_size=6))) + b"".join(draw(st.lists(parts, max_size=6)))
+    stream = b"".join(draw(st.lists(good, max_size=6))) + b"".join(draw(st.lists(parts, max_size=6)))
     stream = stream[: len(stream) - draw(st.sampled_from([0, 0, 0, 1, 2, 5, 50]))]
     every_byte = len(stream) <= 2_000 and draw(st.booleans())
     places = range(len(stream)) if every_byte else draw(st.lists(st.integers(0, len(stream)), max_size=20))
@@ -231,17 +231,29 @@ def test_last_frame_cut_at_every_byte(name: str) -> None:
     compare(cut(stream, *range(size)))
 
 
-def test_good_frames_cut_at_every_byte() -> None:
-    stream = b"".join(GOOD.values()) + END
-    for place in range(len(stream) + 1):
-        assert compare(cut(stream, place))[-1] == (WHOLE, "end")
-    compare(cut(stream, *range(len(stream))))
+@pytest.mark.parametrize("name", GOOD)
+def test_good_frame_cut_at_every_byte(name: str) -> None:
+    stream = wire(b"first") + GOOD[name] + END
+    expected = compare([stream])
+    assert (expected[0], expected[-1]) == ((WHOLE, "first"), (WHOLE, "end"))
+    for place in range(len(stream)):
+        assert compare(cut(stream, place)) == expected
+    assert compare(cut(stream, *range(len(stream)))) == expected
 
 
-def test_good_frames_cut_at_every_two_bytes() -> None:
-    stream = b"".join(one for one in GOOD.values() if len(one) < 14) + END
+@pytest.mark.parametrize("name", [name for name, frames in GOOD.items() if len(frames) < 25])
+def test_short_good_frame_cut_at_every_two_bytes(name: str) -> None:
+    stream = GOOD[name] + END
     for places in itertools.combinations(range(len(stream)), 2):
         compare(cut(stream, *places))
+
+
+def test_all_good_frames_in_one_stream() -> None:
+    stream = b"".join(GOOD.values()) * 2 + END
+    expected = compare([stream])
+    assert expected[-1] == (WHOLE, "end")
+    for size in (1, 2, 3, 5, 7, 100, 1_000):
+        assert compare(cut(stream, *range(0, len(stream), size))) == expected
 
 
 def test_large_frames_cut_around_their_borders() -> None:
