@@ -172,12 +172,22 @@ def interop(session: nox.Session) -> None:
     session.run("python", "-P", "-m", "pytest", "tests/interop", *session.posargs)
 
 
+def measure(session: nox.Session, *options: str) -> None:
+    """Run the benchmarks; with ``-- --docs`` completely, and put the figures into docs/performance.md."""
+    given = [one for one in session.posargs if one != "--docs"]
+    docs = len(given) < len(session.posargs)
+    file = ["--json", "docs/performance.json"] if docs else []
+    session.run("python", "-m", "tests.bench", *options, *(["--all"] if docs and not options else []), *file, *given)
+    if docs:
+        session.run("python", "docs/figures.py")
+
+
 @nox.session(python=["3.11", "3.13"])
 def bench(session: nox.Session) -> None:
     """What the client costs, as ratios to a bare trio-websocket loop; see docs/performance.md."""
     groups(session, "bench")
     session.install("-e", ".")
-    session.run("python", "-m", "tests.bench", *session.posargs)
+    measure(session)
 
 
 @nox.session(name="bench-peers", python="3.12")
@@ -185,7 +195,7 @@ def bench_peers(session: nox.Session) -> None:
     """The same, as ratios to Kadoa's official SDK, unmodified."""
     groups(session, "bench")
     session.install("-e", ".", "kadoa-sdk==0.20.*")
-    session.run("python", "-m", "tests.bench", "--peers", *session.posargs)
+    measure(session, "--peers")
 
 
 @nox.session(python="3.11")

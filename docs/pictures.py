@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import figures
 import trio
 import trio.testing
 from rich.console import Console
@@ -288,6 +289,7 @@ def draw_all(directory: Path) -> None:
     picture, table = phases()
     (directory / "phases.svg").write_text(picture)
     (directory / "phases.md").write_text(table)
+    (directory / "budget.svg").write_text(figures.budget(figures.read()))
 
 
 def run(schedule: Schedule, seconds: float, board: Board, notices: list[tuple[float, Notice]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from bench.__main__ import main
 from bench._figures import EVENTS, FIGURES, PEERS
 from bench._processes import opened
 from bench._server import Feed
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 pytestmark = pytest.mark.sockets
 
@@ -44,3 +47,11 @@ def test_each_case_is_measured_in_a_process_of_its_own() -> None:
         result = bench.run(EVENTS.loop, Feed(warm=3, count=20))
     assert result["events"] == 20
     assert result["cpu"] > 0
+
+
+@pytest.mark.skipif(not (DOCS / "figures.py").exists(), reason="the documentation is not beside an installed package")
+def test_page_shows_the_figures_of_the_file() -> None:
+    script = runpy.run_path(str(DOCS / "figures.py"))
+    page = (DOCS / "performance.md").read_text()
+    assert page == script["fill"](page, script["read"]()), "run: python docs/figures.py"
+    assert {name for name in script["TABLES"] if f"<!-- figures: {name} -->" not in page} == set()

@@ -50,6 +50,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="put the results into FILE, beside what it holds of others"
     )
+    parser.add_argument(
+        "--as", dest="name", metavar="NAME", help="under this name there (default: the version of Python)"
+    )
     options = parser.parse_args(arguments)
     if options.all:
         options.table = options.memory = options.open = options.acks = options.profile = True
@@ -94,9 +97,12 @@ def main(arguments: Sequence[str] | None = None, *, isolated: bool = True) -> No
     package = None if options.package is None else str(options.package.resolve())
     with opened(package, isolated=isolated) as bench:
         results = run(bench, options)
+    if options.scale != 1:
+        print(f"Only {options.scale:g} times the events that are named, so not past every window.\n")
     print(_report.text(results))
     if options.json is not None:
-        _report.save(options.json, results, load)
+        circumstances = {"load": round(load, 1), "rounds": options.rounds, "scale": options.scale}
+        _report.save(options.json, results, circumstances, options.name)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import resource
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -12,9 +11,8 @@ from typing import Any, Final
 import trio
 
 from ._loops import RECEIVE_BUFFER, Servers, memory_of
+from ._server import allow_many_files
 
-HEARTBEAT: Final = 15
-"""Seconds between two heartbeats, as Kadoa's server sends them."""
 OPENED_A_SECOND: Final = 1_000
 PATIENCE: Final = 300.0
 
@@ -31,8 +29,7 @@ async def idle(servers: Servers, *, kind: str, count: int, throttle: int, second
         throttle: the server refuses more token requests than this in a second.
         seconds: how long to measure.
     """
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_many_files()
     failures: list[str] = []
     attempts = [0]
     open_one = (
@@ -95,7 +92,7 @@ async def _client(servers: Servers, throttle: int, attempts: list[int], on_live:
 
     endpoints = Endpoints(
         public_api=f"http://127.0.0.1:{servers.port}/throttle/{throttle}",
-        websocket=servers.websocket(f"/idle/{HEARTBEAT}"),
+        websocket=servers.websocket("/idle"),
         realtime_api=f"http://127.0.0.1:{servers.ack_port}",
     )
     async with open_realtime("key", endpoints=endpoints) as realtime:
@@ -110,7 +107,7 @@ async def _bare(servers: Servers, on_live: OnLive) -> None:
     import orjson
     import trio_websocket
 
-    address = servers.websocket(f"/idle/{HEARTBEAT}") + "?access_token=token"
+    address = servers.websocket("/idle") + "?access_token=token"
     async with trio_websocket.open_websocket_url(address, receive_buffer_size=RECEIVE_BUFFER) as ws:
         await ws.send_message('{"action":"subscribe","channel":"team-1"}')
         orjson.loads(await ws.get_message())

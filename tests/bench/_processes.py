@@ -66,7 +66,11 @@ def opened(package: str | None, *, isolated: bool = True) -> Iterator[Bench]:
         for _ in range(2):
             process = stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-m", f"{__package__}._server", name], cwd=TOP, stdout=subprocess.PIPE, text=True
+                    [sys.executable, "-m", f"{__package__}._server", name],
+                    cwd=TOP,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
                 )
             )
             stack.callback(process.kill)

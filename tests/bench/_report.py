@@ -115,23 +115,23 @@ def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
         yield "  ".join(cells).rstrip()
 
 
-def save(path: Path, results: dict[str, Any], load: float) -> None:
-    """Put results into a JSON file under the version of Python; results of other parts and versions stay.
+def save(path: Path, results: dict[str, Any], circumstances: dict[str, Any], name: str | None = None) -> None:
+    """Put results into a JSON file; the results of other parts, and under other names, stay.
 
     Args:
         path: the file.
         results: by the name of the part.
-        load: the load average before the run.
+        circumstances: of this run, such as the load of the machine before it.
+        name: what the results are put under; None for the version of Python, such as "3.11".
     """
     whole: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     names = ("kadoa-trio", "trio", "trio-websocket", "wsproto", "msgspec", "orjson")
     about = {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "cores": os.cpu_count(),
-        "load": round(load, 2),
+        **circumstances,
         "versions": {name: importlib.metadata.version(name) for name in names},
     }
-    version = ".".join(platform.python_version_tuple()[:2])
-    known = whole.setdefault(version, {})
+    known = whole.setdefault(name or ".".join(platform.python_version_tuple()[:2]), {})
     known |= {part: result | {"about": about} for part, result in results.items()}
-    path.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(whole, indent=1) + "\n")

@@ -12,13 +12,14 @@ request                                  what it does
 ``GET /go``                              lets the feed that waits begin
 ``GET /counts``                          gives what was counted
 WebSocket ``/feed/...``                  sends events; see `Feed`
-WebSocket ``/idle/SECONDS``              sends a heartbeat, again and again
+WebSocket ``/idle``                      sends a heartbeat, again and again
 =======================================  ======================================
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import random
@@ -39,6 +40,8 @@ MAX_ENCODED: Final = 256 * 1024 * 1024
 """Maximum size of a feed that is encoded as a whole beforehand, in bytes; a larger one is encoded while it is sent."""
 CERTIFICATE: Final = "server.pem"
 AUTHORITY: Final = "authority.pem"
+HEARTBEAT: Final = 15.0
+"""Seconds between two heartbeats, as Kadoa's server sends them."""
 _CLOSE: Final = b"\x88\x02\x03\xe8"
 
 
@@ -170,8 +173,8 @@ class Server:
         self.counts["sockets"] += 1
         await stream.receive_some(65536)  # the subscription
         async with trio.open_nursery() as nursery:
-            if path.startswith("/idle/"):
-                nursery.start_soon(self._beat, stream, float(path.split("/")[2]))
+            if path == "/idle":
+                nursery.start_soon(self._beat, stream)
             else:
                 nursery.start_soon(self._feed, stream, Feed.of(path))
             async for data in stream:
@@ -181,13 +184,13 @@ class Server:
         await stream.send_all(_CLOSE)
 
     @staticmethod
-    async def _beat(stream: trio.abc.Stream, interval: float) -> None:
+    async def _beat(stream: trio.abc.Stream) -> None:
         text = b'{"type":"heartbeat","timestamp":1742034600000}'
-        # The first one at once, because the client waits for a frame; the others spread over the interval.
+        # The first one at once, because the client waits for a frame; the others spread over the time between.
         delay = 0.0
         while True:
             await trio.sleep(delay)
-            delay = random.uniform(0, interval) if not delay else interval
+            delay = HEARTBEAT if delay else random.uniform(0, HEARTBEAT)
             await stream.send_all(bytes([0x81, len(text)]) + text)
 
     async def _feed(self, stream: trio.abc.Stream, feed: Feed) -> None:
@@ -199,14 +202,16 @@ class Server:
         for block in frames.blocks(0, feed.warm):
             await stream.send_all(block)
         await go.wait()
-        if not feed.rate:
+        if feed.rate:
+            began = trio.current_time()
+            for number in range(feed.count):
+                await trio.sleep_until(began + number / feed.rate)
+                await stream.send_all(frames.encode(feed.warm + number, time.monotonic_ns()))
+        else:
             for block in blocks:
                 await stream.send_all(block)
-            return
-        began = trio.current_time()
-        for number in range(feed.count):
-            await trio.sleep_until(began + number / feed.rate)
-            await stream.send_all(frames.encode(feed.warm + number, time.monotonic_ns()))
+        await trio.sleep(HEARTBEAT)
+        await self._beat(stream)  # some loops wait for acknowledgements
 
 
 def upgrade(key: str) -> bytes:
@@ -218,8 +223,18 @@ def upgrade(key: str) -> bytes:
     )
 
 
+def allow_many_files() -> None:
+    """Let this process open as many sockets as the system allows."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def main(folder: Path) -> None:
-    """Serve until this process is killed."""
+    """Serve until standard input ends, which it does when the process that started this one is gone."""
+    allow_many_files()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(folder / CERTIFICATE)
     server = Server()
@@ -234,6 +249,8 @@ async def main(folder: Path) -> None:
             nursery.start_soon(trio.serve_listeners, handler, listeners)
             ports.append(listeners[0].socket.getsockname()[1])
         print(json.dumps(ports), flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

@@ -60,9 +60,9 @@ async def _receive(servers: Servers, feed: Feed) -> float:
             if measured:
                 meter.start()
             left = size * part
-            while left:
+            while left > 0:
                 left -= len(await stream.receive_some(RECEIVE_BUFFER))
-        meter.stop(f"{feed.warm + feed.count - 1}-")
+        meter.stop()
     return float(meter.result["cpu"]) / feed.count * 1e6
 
 
@@ -92,7 +92,7 @@ async def _cut(servers: Servers, feed: Feed) -> float:
             async def handle(messages: list[Any]) -> None:
                 nonlocal left
                 left -= len(messages)
-                if not left:
+                if left <= 0:
                     done.set()
                 await trio.lowlevel.checkpoint()
 
@@ -103,7 +103,7 @@ async def _cut(servers: Servers, feed: Feed) -> float:
                 meter.start()
                 await done.wait()
                 nursery.cancel_scope.cancel()
-        meter.stop(f"{feed.warm + feed.count - 1}-")
+        meter.stop()
     return float(meter.result["cpu"]) / feed.count * 1e6
 
 
