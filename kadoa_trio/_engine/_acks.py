@@ -8,6 +8,7 @@ wait.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import trio
 
@@ -21,10 +22,37 @@ MAX_ACKNOWLEDGEMENTS = 10_000
 """Maximum number of acknowledgements that wait; with more, the oldest is dropped, and counted."""
 ACKNOWLEDGEMENTS_IN_FLIGHT = 4
 """Maximum number of acknowledgements that are sent at once."""
-ACKNOWLEDGEMENTS_PER_SECOND = 200
-"""Maximum per second. Each costs about 20 times the CPU of its event."""
+ACKNOWLEDGEMENTS_PER_SECOND, ACKNOWLEDGEMENTS_BURST = 2_000, 100
+"""Maximum per second, and maximum without any delay after fewer were sent: what a backlog may take from the events."""
 REFUSALS_BEFORE_REST, ACKNOWLEDGEMENTS_REST = 10, 300.0
 """Failures in a row after which acknowledgements are suspended, and for how long, in seconds; then one is tried."""
+
+
+class Pace:
+    """A maximum rate: in any time of *t* seconds, ``rate * t + burst`` are allowed. No I/O and no clock.
+
+    Args:
+        rate: maximum per second.
+        burst: maximum at once, from 2 on: a wait may end a rounding error before its whole burst is allowed.
+    """
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst: Final = float(burst)
+        self._left = self._burst
+        self._counted_at = 0.0
+
+    def take(self, now: float) -> float:
+        """Use the pace for one, and return 0; or return how long to wait, in seconds, without using it.
+
+        The wait is for a whole burst, so that a long queue costs one sleep for each burst.
+        """
+        self._left = min(self._left + (now - self._counted_at) * self._rate, self._burst)
+        self._counted_at = now
+        if self._left < 1:
+            return (self._burst - self._left) / self._rate
+        self._left -= 1
+        return 0.0
 
 
 class Acknowledger:
@@ -39,10 +67,13 @@ class Acknowledger:
         self._http = http
         self._reporter = reporter
         self._waiting: deque[str] = deque()
-        self._some = trio.Event()
-        self._next = 0.0
+        self._idle = trio.lowlevel.ParkingLot()
+        """The workers that have nothing to send."""
+        self._pace = Pace(ACKNOWLEDGEMENTS_PER_SECOND, ACKNOWLEDGEMENTS_BURST)
         self._paused_until = 0.0
         self._failed_in_a_row = 0
+        self._trying = False
+        """Whether one is tried after a pause; the others wait for its answer."""
         self._reported = False
         self.sent: int = 0
         """Acknowledgements that were accepted."""
@@ -59,8 +90,8 @@ class Acknowledger:
         if len(self._waiting) > MAX_ACKNOWLEDGEMENTS:
             self._waiting.popleft()
             self.dropped += 1
-        elif not self._some.is_set():
-            self._some.set()
+        if self._idle:
+            self._idle.unpark()
 
     @property
     def waiting(self) -> int:
@@ -73,24 +104,27 @@ class Acknowledger:
         async with trio.open_nursery() as nursery:
             for _ in range(ACKNOWLEDGEMENTS_IN_FLIGHT):
                 nursery.start_soon(self._work)
+            nursery.start_soon(self._http.close_idle)
 
     @trio.lowlevel.enable_ki_protection
     async def _work(self) -> None:
         while True:
-            await trio.lowlevel.checkpoint()
-            if not self._waiting:
-                if self._some.is_set():
-                    self._some = trio.Event()
-                await self._some.wait()
-                continue
-            # Each takes the next slot, so that the maximum per second holds for all together.
-            self._next = max(self._next, trio.current_time(), self._paused_until) + 1 / ACKNOWLEDGEMENTS_PER_SECOND
-            await trio.sleep_until(self._next)
-            if self._waiting and trio.current_time() >= self._paused_until:
-                await self._send()
+            if not self._waiting or self._trying:
+                await self._idle.park()
+            else:
+                await self._send_or_sleep()
+
+    async def _send_or_sleep(self) -> None:
+        now = trio.current_time()
+        delay = max(self._paused_until - now, 0.0) or self._pace.take(now)
+        if delay:
+            await trio.sleep(delay)
+        else:
+            await self._send()
 
     async def _send(self) -> None:
         event_id = self._waiting.popleft()
+        self._trying = trying = self._failed_in_a_row >= REFUSALS_BEFORE_REST
         try:
             await self._http.acknowledge(event_id)
         except trio.Cancelled:
@@ -107,6 +141,10 @@ class Acknowledger:
         else:
             self.sent += 1
             self._failed_in_a_row, self._reported = 0, False
+        finally:
+            if trying:
+                self._trying = False
+                self._idle.unpark_all()
 
     async def finish(self, deadline: float) -> None:
         """Send what waits, until *deadline* on Trio's clock; then drop what is left."""
@@ -120,4 +158,4 @@ class Acknowledger:
     @trio.lowlevel.enable_ki_protection
     async def _finish(self) -> None:
         while self._waiting and trio.current_time() >= self._paused_until:
-            await self._send()
+            await self._send_or_sleep()
