@@ -10,7 +10,6 @@ written to a file ``crash-...``; given in place of the corpus, it is run again.
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -22,33 +21,36 @@ with atheris.instrument_imports(include=["kadoa_trio._net._frames", "wsproto.fra
 
 SIZES = [0, 1, 124, 125, 126, 127, 65_534, 65_535, 65_536, 65_537]
 LENGTHS = [*SIZES, 1 << 40, 1 << 63, (1 << 64) - 1]
+OPCODES = [0, 0, 1, 1, 1, 2, 8, 9, 10]
 COUNTS = [1, 1, 1, 2, 63, 64, 65, 255, 256, 257]
 FILLERS = [b"a", b"\x00", "é".encode(), "😀".encode(), b"\xff"]
 MAX_STREAM = 140_000
 
 
-def fill(source: atheris.FuzzedDataProvider) -> bytes:
-    """Make a payload at the border of two forms of header; its last character may be cut."""
-    size, unit = source.PickValueInList(SIZES), source.PickValueInList(FILLERS)
-    return (unit * size)[:size]
-
-
-def part(source: atheris.FuzzedDataProvider) -> bytes:
-    """Make a frame, or any bytes."""
-    kind = source.ConsumeIntInRange(0, 9)
+def content(source: atheris.FuzzedDataProvider, before: bytes) -> bytes:
+    """Make a payload: any bytes, what looks like a frame, or one at the border of two forms of header."""
+    kind = source.ConsumeIntInRange(0, 7)
     if kind == 0:
+        size, unit = source.PickValueInList(SIZES), source.PickValueInList(FILLERS)
+        return (unit * size)[:size]  # the last character may be cut
+    if kind == 1:
+        return before[:125]
+    return bytes(source.ConsumeBytes(source.ConsumeIntInRange(0, 40)))
+
+
+def part(source: atheris.FuzzedDataProvider, before: bytes) -> bytes:
+    """Make a frame with maximum one thing that is odd, or any bytes."""
+    odd = source.ConsumeIntInRange(0, 15)
+    if odd == 0:
         return bytes(source.ConsumeBytes(source.ConsumeIntInRange(1, 40)))
-    payload = fill(source) if kind == 1 else bytes(source.ConsumeBytes(source.ConsumeIntInRange(0, 40)))
-    flags = source.ConsumeIntInRange(0, 0xFFFF)
-    odd = kind >= 8
     return wire(
-        payload,
-        flags & 15 if odd else (0, 1, 1, 1, 2, 8, 9, 10)[flags & 7],
-        final=bool(flags & 0x30),
-        reserved=flags >> 6 & 7 if odd else 0,
-        mask=b"mask" if odd and flags & 0x200 else b"",
-        form=(0, 0, 126, 127)[flags >> 10 & 3] if odd else 0,
-        length=source.PickValueInList(LENGTHS) if odd and flags & 0x1000 else None,
+        content(source, before),
+        source.ConsumeIntInRange(0, 15) if odd == 1 else source.PickValueInList(OPCODES),
+        final=source.ConsumeIntInRange(0, 3) > 0,
+        reserved=source.ConsumeIntInRange(1, 7) if odd == 2 else 0,
+        mask=b"mask" if odd == 3 else b"",
+        form=source.ConsumeIntInRange(126, 127) if odd == 4 else 0,
+        length=source.PickValueInList(LENGTHS) if odd == 5 else None,
     )
 
 
@@ -57,22 +59,21 @@ def run_one(data: bytes) -> None:
     source = atheris.FuzzedDataProvider(data)
     max_message_size = source.PickValueInList([LIMIT, LIMIT, LIMIT, 1, 20, 125, 126, 200, 65_535, 65_536])
     max_fragments = source.PickValueInList([131_072, 131_072, 131_072, 1, 2, 5, 100])
-    every_byte = source.ConsumeBool()
-    places = source.ConsumeIntListInRange(source.ConsumeIntInRange(0, 8), 0, 400)
     kind = bytearray if source.ConsumeBool() else bytes
     # One part comes many times: messages and frames have a maximum at once.
     repeated, count = source.ConsumeIntInRange(0, 5), source.PickValueInList(COUNTS)
-    stream = b""
-    for number in itertools.count():
-        if not source.remaining_bytes() or len(stream) > MAX_STREAM:
-            break
-        one = part(source)
-        stream += one * (count if number == repeated and len(one) < 300 else 1)
-    if every_byte and len(stream) < 400:
-        places = list(range(len(stream)))
-    elif every_byte:
-        # From the end, too.
-        places = [place if at % 2 else len(stream) - min(place, len(stream)) for at, place in enumerate(places)]
+    every_byte = source.ConsumeBool()
+    cuts = [(source.ConsumeIntInRange(0, 30), source.ConsumeIntInRange(0, 15)) for _ in range(0 if every_byte else 4)]
+    stream = one = b""
+    borders = []
+    while source.remaining_bytes() and len(stream) < MAX_STREAM:
+        one = part(source, one)
+        borders.append(len(stream))
+        stream += one * (count if len(borders) == repeated and len(one) < 300 else 1)
+    if every_byte:
+        places = list(range(min(len(stream), 400)))
+    else:
+        places = [borders[number % len(borders)] + offset for number, offset in cuts if borders]
     compare([kind(one) for one in cut(stream, *places)], max_message_size, max_fragments)
 
 
