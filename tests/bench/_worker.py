@@ -28,6 +28,8 @@ LOOPS: Final[Mapping[str, Callable[[Servers, Feed], Awaitable[dict[str, Any]]]]]
 }
 """What receives a feed in Trio, by name."""
 
+SILENCED: Final = "official, silenced"
+
 
 def do(task: dict[str, Any]) -> dict[str, Any]:
     """Do a task, and return its result, or the reason why it cannot be done."""
@@ -43,8 +45,8 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
 
 def _measure(what: str, servers: Servers, feed: Feed, options: dict[str, Any]) -> dict[str, Any]:
     # Imported where they are used: some of them import the client, and the bare loop does without.
-    if what == "official":
-        return _loops.official(servers, feed)
+    if what.startswith("official"):
+        return _loops.official(servers, feed, silenced=what == SILENCED)
     import trio
 
     match what:
