@@ -164,7 +164,7 @@ def about(results: Results, part: str) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
         scale = "" if known["scale"] == 1 else f", only {known['scale']:g} times the events that are named"
         lines.append(
-            f"* {known['python']}, {known['cores']} cores, {known['rounds']} rounds{scale}; load average before the run "
+            f"* {known['python']}, {known['cores']} cores, {known['rounds']} round{'s'[: known['rounds'] > 1]}{scale}; load average before the run "
             f"{known['load']:.1f}; {versions}"
         )
     return "\n".join(lines)

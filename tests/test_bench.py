@@ -20,7 +20,7 @@ pytestmark = pytest.mark.sockets
 def test_every_part_of_the_benchmarks_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.json"
     options = ["--all", "--peers", "--clients", "5", "--rounds", "1", "--scale", "0.0002", "--json", str(file)]
-    main(options, isolated=False)
+    main(options, isolated=False, patience=60)
     printed = capsys.readouterr().out
     (parts,) = json.loads(file.read_text()).values()
 
@@ -43,7 +43,7 @@ def test_every_part_of_the_benchmarks_runs(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_each_case_is_measured_in_a_process_of_its_own() -> None:
-    with opened(None) as bench:
+    with opened(None, patience=120) as bench:
         result = bench.run(EVENTS.loop, Feed(warm=3, count=20))
     assert result["events"] == 20
     assert result["cpu"] > 0

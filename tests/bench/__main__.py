@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from . import _further, _report
 from ._figures import FIGURES, PEERS, run_rounds
-from ._processes import Bench, opened
+from ._processes import PATIENCE, Bench, opened
 
 BUSY: Final = 1.0
 """Above this load average, before the start, the results are worth little."""
@@ -83,19 +83,20 @@ def run(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def main(arguments: Sequence[str] | None = None, *, isolated: bool = True) -> None:
+def main(arguments: Sequence[str] | None = None, *, isolated: bool = True, patience: float = PATIENCE) -> None:
     """Measure what the options name, print it, and write it to a file if one is named.
 
     Args:
         arguments: of the command line; None for those of this process.
         isolated: measure each thing in a fresh process.
+        patience: how long each may take, in seconds.
     """
     options = parse(arguments)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY:
         say(f"the load average is {load:.1f}: other processes share the machine, and change even the ratios")
     package = None if options.package is None else str(options.package.resolve())
-    with opened(package, isolated=isolated) as bench:
+    with opened(package, isolated=isolated, patience=patience) as bench:
         results = run(bench, options)
     if options.scale != 1:
         print(f"Only {options.scale:g} times the events that are named, so not past every window.\n")

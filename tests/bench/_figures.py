@@ -85,6 +85,7 @@ FIGURES: Final = (
 )
 PEERS: Final = (
     Figure("450-byte events, to the official SDK", EVENTS, Case("official", _NAMELESS), 1.15, 1.4),
+    Figure("450-byte events, to the official SDK with ids, silenced", EVENTS, Case("official, silenced")),
     Figure("batches, to the official SDK", Case("batches"), Case("official", _NAMELESS)),
     Figure("450-byte events, to the bare loop", EVENTS, BARE, 1.7, 2.0),
     Figure(

@@ -323,8 +323,13 @@ async def acknowledged(servers: Servers, feed: Feed, *, acknowledge: bool) -> di
 # ---- Kadoa's official SDK --------------------------------------------------------------------------------------------
 
 
-def official(servers: Servers, feed: Feed) -> dict[str, Any]:
+def official(servers: Servers, feed: Feed, *, silenced: bool = False) -> dict[str, Any]:
     """Receive with Kadoa's official SDK, unmodified, as its documentation shows it.
+
+    Args:
+        servers: where the servers are.
+        feed: the events.
+        silenced: replace its function that sends an acknowledgement by one that does nothing.
 
     Raises:
         Unavailable: it is not installed.
@@ -356,8 +361,13 @@ def official(servers: Servers, feed: Feed) -> dict[str, Any]:
             if number == feed.warm or number == feed.warm + feed.count:
                 reached.set()
 
+        async def acknowledge_nothing(_event_id: str) -> None:
+            pass
+
         kadoa = sdk.KadoaClient(sdk.KadoaClientConfig())
         realtime = await kadoa.connect_realtime()
+        if silenced:
+            realtime._acknowledge_event = acknowledge_nothing
         realtime.on_event(listen)
         await reached.wait()
         reached.clear()

@@ -21,8 +21,7 @@ from ._worker import do
 assert __package__ is not None
 TOP: Final = Path(__file__).resolve().parents[len(__package__.split("."))]
 """The folder from which this package is imported: of the project, or of its tests."""
-PATIENCE: Final = 900
-"""How long one measurement may take, in seconds."""
+PATIENCE: Final = 900.0
 
 
 @attrs.frozen
@@ -34,10 +33,18 @@ class Bench:
     """The folder that holds the kadoa_trio to measure; None for the one that is imported without."""
     isolated: bool = True
     """Whether each is measured in a fresh process; else in this one, for a test of the benchmarks."""
+    patience: float = PATIENCE
+    """How long one measurement may take, in seconds."""
 
     def run(self, what: str, feed: Feed | None = None, **options: Any) -> dict[str, Any]:
         """Measure one thing."""
-        task = {"package": self.package, "servers": attrs.asdict(self.servers), "what": what, **options}
+        task = {
+            "package": self.package,
+            "servers": attrs.asdict(self.servers),
+            "what": what,
+            "patience": self.patience,
+            **options,
+        }
         if feed is not None:
             task["feed"] = attrs.asdict(feed)
         if not self.isolated:
@@ -46,7 +53,7 @@ class Bench:
             [sys.executable, "-m", f"{__package__}._worker", json.dumps(task)],
             cwd=TOP,
             stdout=subprocess.PIPE,
-            timeout=PATIENCE,
+            timeout=self.patience + 10,
             check=True,
         )
         result: dict[str, Any] = json.loads(done.stdout)
@@ -54,7 +61,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def opened(package: str | None, *, isolated: bool = True) -> Iterator[Bench]:
+def opened(package: str | None, *, isolated: bool = True, patience: float = PATIENCE) -> Iterator[Bench]:
     """Start the servers for the length of a block. The arguments are those of `Bench`."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -76,4 +83,4 @@ def opened(package: str | None, *, isolated: bool = True) -> Iterator[Bench]:
             stack.callback(process.kill)
             assert process.stdout is not None
             ports += json.loads(process.stdout.readline())
-        yield Bench(Servers(name, ports[0], ports[1], ports[2]), package, isolated)
+        yield Bench(Servers(name, ports[0], ports[1], ports[2]), package, isolated, patience)

@@ -1,6 +1,6 @@
 """The process in which one thing is measured: ``python -m tests.bench._worker TASK`` prints the result as JSON.
 
-A task is ``{"package": folder or null, "servers": ..., "what": name, ...}``; see `LOOPS`.
+A task is ``{"package": folder or null, "servers": ..., "what": name, "patience": seconds, ...}``; see `LOOPS`.
 """
 
 from __future__ import annotations
@@ -28,39 +28,47 @@ LOOPS: Final[Mapping[str, Callable[[Servers, Feed], Awaitable[dict[str, Any]]]]]
 }
 """What receives a feed in Trio, by name."""
 
+SILENCED: Final = "official, silenced"
+
 
 def do(task: dict[str, Any]) -> dict[str, Any]:
     """Do a task, and return its result, or the reason why it cannot be done."""
-    task = dict(task)
-    package = task.pop("package")
+    options = dict(task)
+    package = options.pop("package")
     if package is not None:
         sys.path.insert(0, package)
+    what, patience = options.pop("what"), options.pop("patience")
+    servers, feed = Servers(**options.pop("servers")), Feed(**options.pop("feed", {}))
     try:
-        return _measure(task.pop("what"), Servers(**task.pop("servers")), Feed(**task.pop("feed", {})), task)
+        # Imported where they are used: some of them import the client, and the bare loop does without.
+        if what.startswith("official"):
+            return _loops.official(servers, feed, silenced=what == SILENCED)
+        import trio
+
+        async def measure() -> dict[str, Any]:
+            with trio.fail_after(patience):
+                return await _measure(what, servers, feed, options)
+
+        return trio.run(measure)
     except Unavailable as exc:
         return {"skipped": str(exc)}
 
 
-def _measure(what: str, servers: Servers, feed: Feed, options: dict[str, Any]) -> dict[str, Any]:
-    # Imported where they are used: some of them import the client, and the bare loop does without.
-    if what == "official":
-        return _loops.official(servers, feed)
-    import trio
-
+async def _measure(what: str, servers: Servers, feed: Feed, options: dict[str, Any]) -> dict[str, Any]:
     match what:
         case "idle":
             from ._idle import idle
 
-            return trio.run(functools.partial(idle, servers, **options))
+            return await idle(servers, **options)
         case "stages":
             from ._stages import stages
 
-            return trio.run(stages, servers, feed)
+            return await stages(servers, feed)
         case "memory":
-            return trio.run(_loops.memory, servers, feed)
+            return await _loops.memory(servers, feed)
         case "acknowledged":
-            return trio.run(functools.partial(_loops.acknowledged, servers, feed, **options))
-    return trio.run(LOOPS[what], servers, feed)
+            return await _loops.acknowledged(servers, feed, **options)
+    return await LOOPS[what](servers, feed)
 
 
 if __name__ == "__main__":
