@@ -247,7 +247,7 @@ class Event(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def raw(self) -> dict[str, Any]:
-        """The whole frame, parsed: everything that the server sent, unknown fields included.
+        """The whole frame as parsed JSON, with everything that the server sent, unknown fields included.
 
         Parsed once and shared with `message`, so copy it before changing it.
         """
@@ -258,7 +258,7 @@ class Event(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def message(self) -> Message:
-        """The payload: an object of the class of its event type, or an `OtherMessage`. Parsed once."""
+        """The payload, as an object of the class of its event type or as an `OtherMessage`. Parsed once."""
         if self._message is None:
             payload = self.raw.get("message")
             if payload is None:
