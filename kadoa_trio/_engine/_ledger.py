@@ -816,8 +816,7 @@ class Ledger:
         Returns the entry to settle, and the possible gaps that the event shows.
         """
         source = self._sources[generation]
-        if arrived is None:
-            arrived = now
+        arrived = arrived or now
         self._hear(source, now)
         leads = source is self._leader
         if leads and source.trusted and not source.doubted and len(self._sources) == 1:
