@@ -1041,6 +1041,21 @@ def test_replay_without_a_promise_is_not_believed_to_begin_at_the_cursor() -> No
     assert ledger.resume_cursor == cursor(12)
 
 
+@pytest.mark.parametrize("cursors", [True, "opaque"])
+def test_replay_that_begins_at_or_before_the_cursor_leaves_it(cursors: bool | str) -> None:
+    ledger = CheckedLedger(WINDOW)
+    opened(ledger, 1)
+    feed(ledger, 1, *range(1, 11), cursors=cursors)
+    newest = ledger.resume_cursor
+    ledger.ended(1, at(2 * RELIED))
+    opened(ledger, 2, 2 * RELIED)
+    for n in (9, 10):
+        feed(ledger, 2, n, cursors=cursors, seconds=2 * RELIED)
+        assert ledger.resume_cursor == newest
+    feed(ledger, 2, 11, cursors=cursors, seconds=2 * RELIED + 1)
+    assert ledger.tick(2, at(2 * RELIED + 1 + STABLE_AFTER)) == []
+
+
 def test_events_of_a_connection_that_ended_young_do_not_vouch_for_the_time_before_it() -> None:
     # The server announces that it does not resume; 11 and 12 are sent while nobody listens.
     ledger = led(*range(1, 11))
