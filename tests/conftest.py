@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
@@ -17,6 +18,17 @@ from kadoa_trio.testing import SimulatedKadoa, open_simulated_kadoa
 # Machines that run tests are shared: no timing decides one.
 settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays_as_it_is() -> Iterator[None]:
+    """Fail a test that leaves a variable of the environment changed: a later one in the same process would suffer for it."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    after.pop("PYTEST_CURRENT_TEST", None)
+    before.pop("PYTEST_CURRENT_TEST", None)
+    assert after == before
 
 
 class Pair(Protocol):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, NoReturn, final
+from typing import NoReturn, final
 
 import trio
 
@@ -56,7 +55,8 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         in_hand = f", unsettled: {presentable(self._current.event.id, 80)}" if self._current is not None else ""
         return f"<EventChannel, {self._buffer.statistics().buffered_events} buffered{in_hand}>"
 
-    def receive(self) -> Coroutine[Any, Any, Event]:  # pyright: ignore[reportIncompatibleMethodOverride]  # see below
+    @trio.lowlevel.enable_ki_protection
+    async def receive(self) -> Event:
         """Settle the event received before, and wait for the next one.
 
         If cancelled while waiting, no event is lost. The previous event stays
@@ -69,11 +69,38 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             trio.ClosedResourceError: this handle was closed.
             KadoaError: the fault that ended the client; once, on one handle.
         """
-        # Not a coroutine that awaits another one: each event goes through here.
-        return self._next(trio.EndOfChannel)
+        self._ask()
+        self._busy = True
+        buffer = self._buffer
+        try:
+            # First, so that under load the next event is there already: to be woken for each one costs twice as much.
+            await trio.lowlevel.checkpoint()
+            if self._closed:
+                raise trio.ClosedResourceError
+            buffered = buffer.from_line()
+            if buffered is None:
+                try:
+                    batch = self._receive.receive_nowait()
+                except trio.WouldBlock:
+                    # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
+                    batch = await self._receive.receive()
+                buffered = buffer.split(batch)
+        except trio.EndOfChannel:
+            self._end()
+        finally:
+            self._busy = False
+        self._current = buffered
+        self._owner = self._asking
+        return buffered.event
 
-    def __anext__(self) -> Coroutine[Any, Any, Event]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._next(StopAsyncIteration)
+    @trio.lowlevel.enable_ki_protection
+    async def __anext__(self) -> Event:
+        try:
+            # A coroutine function, as `receive` is, and awaited at once: Ctrl-C between the call of a plain function that
+            # returns a coroutine and the await would leave a coroutine that was never awaited.
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
 
     @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> Event:
@@ -192,32 +219,6 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             self._current = None
             self._buffer.settle_taken(buffered)
 
-    @trio.lowlevel.enable_ki_protection
-    async def _next(self, end: type[Exception]) -> Event:
-        self._ask()
-        self._busy = True
-        buffer = self._buffer
-        try:
-            # First, so that under load the next event is there already: to be woken for each one costs twice as much.
-            await trio.lowlevel.checkpoint()
-            if self._closed:
-                raise trio.ClosedResourceError
-            buffered = buffer.from_line()
-            if buffered is None:
-                try:
-                    batch = self._receive.receive_nowait()
-                except trio.WouldBlock:
-                    # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
-                    batch = await self._receive.receive()
-                buffered = buffer.split(batch)
-        except trio.EndOfChannel:
-            self._end(end)
-        finally:
-            self._busy = False
-        self._current = buffered
-        self._owner = self._asking
-        return buffered.event
-
     def _take(self) -> BufferedEvent:
         """Give the current event to a delivery, which settles it."""
         buffered, self._current = self._current, None
@@ -225,11 +226,11 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         assert buffered is not None
         return buffered
 
-    def _end(self, end: type[Exception] = trio.EndOfChannel) -> NoReturn:
+    def _end(self) -> NoReturn:
         fault = self._buffer.take_fault()
         if fault is not None:
             raise fault from fault.__cause__
-        raise end
+        raise trio.EndOfChannel
 
 
 @final
@@ -259,7 +260,7 @@ class Delivery:
     async def __aenter__(self) -> Delivery:
         if self._taken is not None:
             raise RuntimeError("a delivery can be entered once")
-        await self._channel._next(trio.EndOfChannel)
+        await self._channel.receive()
         self._taken = self._channel._take()
         return self
 

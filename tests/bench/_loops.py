@@ -17,6 +17,7 @@ import ssl
 import statistics
 import tempfile
 import time
+import unittest.mock
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -334,7 +335,7 @@ def official(servers: Servers, feed: Feed, *, silenced: bool = False) -> dict[st
     Raises:
         Unavailable: it is not installed.
     """
-    os.environ |= {
+    environment = {
         "KADOA_API_KEY": "key",
         "KADOA_PUBLIC_API_URI": f"http://127.0.0.1:{servers.port}",
         "KADOA_WSS_API_URI": servers.websocket(feed.path),
@@ -377,7 +378,8 @@ def official(servers: Servers, feed: Feed, *, silenced: bool = False) -> dict[st
         meter.stop(last[feed.id_field])
         await realtime.close_async()
 
-    asyncio.run(main())
+    with unittest.mock.patch.dict(os.environ, environment):
+        asyncio.run(main())
     if feed.rate:
         meter.latencies(samples)
     return meter.result
