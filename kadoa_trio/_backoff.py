@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 
 import attrs
 
@@ -18,7 +17,7 @@ class Backoff:
     rng: random.Random
     failures: int = 0
     """Attempts that failed, and connections that ended before they were stable, in a row."""
-    _begun: deque[float] = attrs.field(factory=deque)
+    _begun: list[float] = attrs.field(factory=list)
 
     def failed(self) -> None:
         """Record a failed attempt, or a connection that ended before it was stable."""
@@ -48,7 +47,7 @@ class Backoff:
         """Record that an attempt begins at *now*, on the caller's clock, in seconds."""
         self._begun.append(now)
         while len(self._begun) > self.policy.attempts_per_minute:
-            self._begun.popleft()
+            del self._begun[0]
 
     def earliest(self, now: float) -> float:
         """Return when the next attempt may begin without breaking ``attempts_per_minute``."""

@@ -21,6 +21,7 @@ from kadoa_trio._engine._acks import (
     ACKNOWLEDGEMENTS_PER_SECOND,
     ACKNOWLEDGEMENTS_REST,
     MAX_ACKNOWLEDGEMENTS,
+    QUIET_AFTER,
     REFUSALS_BEFORE_REST,
     Acknowledger,
     Pace,
@@ -80,8 +81,7 @@ async def running(api: Api) -> AsyncIterator[tuple[Acknowledger, Reporter]]:
     reporter = Reporter(lambda: datetime.now(UTC))
     acknowledger = Acknowledger(api, reporter)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(acknowledger.run)
-        await trio.testing.wait_all_tasks_blocked()
+        acknowledger.start(nursery)
         yield acknowledger, reporter
         nursery.cancel_scope.cancel()
 
@@ -165,13 +165,53 @@ async def test_event_without_an_id_of_the_server_is_not_acknowledged(autojump_cl
 async def test_one_settled_event_wakes_one_worker(autojump_clock: Clock) -> None:
     api = Api()
     async with running(api) as (acknowledger, _reporter):
-        for number in range(3):
-            acknowledger.settled(event(number))
-            assert len(acknowledger._idle) == ACKNOWLEDGEMENTS_IN_FLIGHT - 1
+        acknowledger.settled(event(0))
+        for number in range(1, 4):
             await trio.sleep(1)
             assert len(acknowledger._idle) == ACKNOWLEDGEMENTS_IN_FLIGHT
+            acknowledger.settled(event(number))
+            assert len(acknowledger._idle) == ACKNOWLEDGEMENTS_IN_FLIGHT - 1
         assert api.closes_idle
-    assert len(api.sent) == 3
+        await trio.sleep(1)
+    assert len(api.sent) == 4
+
+
+@pytest.mark.parametrize("takes", [0.0, 1.0, 10 * QUIET_AFTER])
+async def test_there_are_workers_only_while_there_is_something_to_send(autojump_clock: Clock, takes: float) -> None:
+    api = Api(takes)
+    async with running(api) as (acknowledger, _reporter):
+        for number in range(3):
+            assert not acknowledger._runs
+            acknowledger.settled(event(number))
+            assert acknowledger._runs
+            await trio.sleep(takes + 3 * QUIET_AFTER)
+            assert api.ids == [f"e{sent}" for sent in range(number + 1)]
+            assert not api.at_once
+
+
+async def test_every_event_is_acknowledged_whenever_it_comes(autojump_clock: Clock) -> None:
+    api = Api(0.01)
+    rng = random.Random(20261127)
+    async with running(api) as (acknowledger, _reporter):
+        for number in range(300):
+            acknowledger.settled(event(number))
+            # Around the moments at which the workers end.
+            await trio.sleep(
+                rng.choice([0.0, 1e-9, QUIET_AFTER - 0.01, QUIET_AFTER, QUIET_AFTER + 0.01, 2 * QUIET_AFTER])
+            )
+        await trio.sleep(QUIET_AFTER)
+    assert sorted(api.ids) == sorted(f"e{number}" for number in range(300))
+    assert api.cancelled == 0
+
+
+async def test_event_that_is_settled_after_the_end_is_not_acknowledged(autojump_clock: Clock) -> None:
+    api = Api()
+    async with running(api) as (acknowledger, _reporter):
+        acknowledger.stop_starting()
+    acknowledger.settled(event(1))
+    assert not api.sent
+    await acknowledger.finish(trio.current_time() + 1)
+    assert api.ids == ["e1"]
 
 
 # --- pauses ---
@@ -271,7 +311,7 @@ async def test_leaving_drops_what_takes_too_long_and_what_is_paused(autojump_clo
 
 
 def test_background_tasks_are_protected_from_ctrl_c() -> None:
-    for function in (Acknowledger.run, Acknowledger._work, Acknowledger._finish):
+    for function in (Acknowledger._run, Acknowledger._work, Acknowledger._finish):
         assert protected(function)
 
 

@@ -1245,7 +1245,7 @@ async def test_ctrl_c_never_cuts_a_step_of_the_client_in_two(
 
         return call
 
-    for name in ("open", "admit", "settle", "tick", "ended"):
+    for name in ("open", "admit_run", "settle", "tick", "ended"):
         monkeypatch.setattr(Ledger, name, watched(name, getattr(Ledger, name)))
     monkeypatch.setattr(trio.Nursery, "start_soon", watched("start_soon", trio.Nursery.start_soon))
     async with pair(cursor_store=MemoryCursorStore(), repair_gaps=True) as (
@@ -1262,5 +1262,5 @@ async def test_ctrl_c_never_cuts_a_step_of_the_client_in_two(
             pass
         kadoa.newest.drain(100, close_after=1)
         await trio.sleep(60)
-    assert seen == {"open", "admit", "settle", "tick", "ended", "start_soon"}
+    assert seen == {"open", "admit_run", "settle", "tick", "ended", "start_soon"}
     assert not unprotected

@@ -22,10 +22,15 @@ MAX_ACKNOWLEDGEMENTS = 10_000
 """Maximum number of acknowledgements that wait; with more, the oldest is dropped, and counted."""
 ACKNOWLEDGEMENTS_IN_FLIGHT = 4
 """Maximum number of acknowledgements that are sent at once."""
-ACKNOWLEDGEMENTS_PER_SECOND, ACKNOWLEDGEMENTS_BURST = 2_000, 100
+ACKNOWLEDGEMENTS_PER_SECOND, ACKNOWLEDGEMENTS_BURST = 1_200, 100
 """Maximum per second, and maximum without any delay after fewer were sent: what a backlog may take from the events."""
 REFUSALS_BEFORE_REST, ACKNOWLEDGEMENTS_REST = 10, 300.0
 """Failures in a row after which acknowledgements are suspended, and for how long, in seconds; then one is tried."""
+QUIET_AFTER: Final = 6.0
+"""Without anything to send for this time, in seconds, the workers end: an idle client has none.
+
+Longer than connections are kept without a request, so that they are closed by then.
+"""
 
 
 class Pace:
@@ -69,6 +74,10 @@ class Acknowledger:
         self._waiting: deque[str] = deque()
         self._idle = trio.lowlevel.ParkingLot()
         """The workers that have nothing to send."""
+        self._nursery: trio.Nursery | None = None
+        self._runs = False
+        """Whether there are workers."""
+        self._tried = 0
         self._pace = Pace(ACKNOWLEDGEMENTS_PER_SECOND, ACKNOWLEDGEMENTS_BURST)
         self._paused_until = 0.0
         self._failed_in_a_row = 0
@@ -90,21 +99,50 @@ class Acknowledger:
         if len(self._waiting) > MAX_ACKNOWLEDGEMENTS:
             self._waiting.popleft()
             self.dropped += 1
-        if self._idle:
+        if self._runs:
             self._idle.unpark()
+        else:
+            self._ensure_running()
 
     @property
     def waiting(self) -> int:
         """How many wait to be sent."""
         return len(self._waiting)
 
+    def start(self, nursery: trio.Nursery) -> None:
+        """Send from now on, in tasks of *nursery*, until it is cancelled."""
+        self._nursery = nursery
+        self._ensure_running()
+
+    def stop_starting(self) -> None:
+        """Start no task from now on: the nursery is about to end."""
+        self._nursery = None
+
+    def _ensure_running(self) -> None:
+        if self._waiting and not self._runs and self._nursery is not None:
+            self._runs = True
+            self._nursery.start_soon(self._run)
+
     @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
-        """Send until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for _ in range(ACKNOWLEDGEMENTS_IN_FLIGHT):
-                nursery.start_soon(self._work)
-            nursery.start_soon(self._http.close_idle)
+    async def _run(self) -> None:
+        """Send until there was nothing to send for a while."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(ACKNOWLEDGEMENTS_IN_FLIGHT):
+                    nursery.start_soon(self._work)
+                nursery.start_soon(self._http.close_idle)
+                await self._wait_quiet()
+                nursery.cancel_scope.cancel(reason="there is nothing to acknowledge")
+        finally:
+            self._runs = False
+        self._ensure_running()
+
+    async def _wait_quiet(self) -> None:
+        """Wait until nothing was sent, or waited to be sent, for `QUIET_AFTER`."""
+        sent_before = -1
+        while self._waiting or self._tried != sent_before or len(self._idle) < ACKNOWLEDGEMENTS_IN_FLIGHT:
+            sent_before = self._tried
+            await trio.sleep(QUIET_AFTER)
 
     @trio.lowlevel.enable_ki_protection
     async def _work(self) -> None:
@@ -124,6 +162,7 @@ class Acknowledger:
 
     async def _send(self) -> None:
         event_id = self._waiting.popleft()
+        self._tried += 1
         self._trying = trying = self._failed_in_a_row >= REFUSALS_BEFORE_REST
         try:
             await self._http.acknowledge(event_id)

@@ -110,6 +110,39 @@ class Admission:
             self.report_gaps(gaps)
         return True
 
+    def admit_many(self, events: Sequence[Event], generation: int, now: Moment, arrived: Moment) -> int:
+        """Admit events of a connection that came together, in their order, until there is no space for one.
+
+        Args:
+            events: the events.
+            generation: the connection that delivered them.
+            now: the time.
+            arrived: a time before which they cannot have come.
+
+        Returns how many were admitted, or were known: fewer than all if there is no space for the next one.
+        """
+        buffer, total = self._buffer, len(events)
+        # The limits are looked at once for all of them, and again only for those that may not fit.
+        fitting, done = buffer.count_fitting(events), 0
+        while done < total:
+            if done < fitting:
+                entries = self._ledger.admit_run(generation, events, range(done, fitting), now, arrived)
+                self._put_many(events[done : done + len(entries)], entries)
+                done += len(entries)
+            if done < total:
+                if not self.try_admit(events[done], generation, now, arrived):
+                    break
+                done += 1
+        return done
+
+    def _put_many(self, events: Sequence[Event], entries: Sequence[Entry]) -> None:
+        if not self._filters:
+            self.received += len(entries)
+            self._buffer.put_many(events, entries)
+            return
+        for event, entry in zip(events, entries, strict=True):
+            self._pass_on(event, entry, wanted=self._wants(event))
+
     def try_admit_from_log(self, event: Event) -> bool:
         """Admit an event of the notification log; return False if there is no space for it.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import attrs
@@ -17,7 +19,7 @@ from ._ledger import Entry, Ledger
 from ._reporter import Reporter
 
 _LOW_WATER: Final = 0.8
-"""A full buffer takes events again when it is down to this share of its limits: not one wake-up for every event."""
+"""A full buffer takes events again when it is down to this share of its limits."""
 
 
 class BufferedEvent(msgspec.Struct, eq=False, gc=False):
@@ -69,7 +71,7 @@ class Buffer:
         self._max_events = settings.limits.buffered_events
         self._max_bytes = settings.limits.buffered_bytes
         self._max_unsettled = settings.limits.unsettled
-        self._max_settled = math.inf
+        self._max_settled: float = math.inf
         self._in_hand = 0  # admitted and not settled; counted because it may be settled before the next save
         self._ledger = ledger
         self._reporter = reporter
@@ -87,8 +89,8 @@ class Buffer:
         self._fault: Exception | None = None
         self.closed: bool = False
         """Whether admission has ended."""
-        self.abandoned: trio.Event = trio.Event()
-        """Set when the last handle is closed: nobody receives any more."""
+        self.on_abandoned: Callable[[], None] = self.stop
+        """Called when the last handle is closed: nobody receives any more."""
 
     def observe(self, observer: SettlementObserver) -> None:
         """Have an observer notified of each settlement from now on."""
@@ -98,14 +100,39 @@ class Buffer:
 
     def has_space(self, size: int) -> bool:
         """Return whether an event of *size* bytes may be admitted now."""
-        ledger, events = self._ledger, self._events
+        ledger = self._ledger
         return (
-            events < self._max_events
-            # One that is larger than the whole budget is let in alone, or it could never be delivered.
-            and (self._bytes + size <= self._max_bytes or not events)
+            self._has_room(size)
             and ledger.unsettled < self._max_unsettled
             and ledger.settled_count + self._in_hand < self._max_settled
         ) or self.closed
+
+    def _has_room(self, size: int) -> bool:
+        # One that is larger than the whole budget is let in alone, or it could never be delivered.
+        return self._events < self._max_events and (self._bytes + size <= self._max_bytes or not self._events)
+
+    def _is_low(self) -> bool:
+        """Return whether a buffer that was full takes events again: not one wake-up for each event that is received."""
+        return (
+            self._events <= _LOW_WATER * self._max_events and self._bytes <= _LOW_WATER * self._max_bytes
+        ) or self.closed
+
+    def count_fitting(self, events: Sequence[Event]) -> int:
+        """Return how many of *events*, from the first one on, may be admitted now for certain."""
+        ledger = self._ledger
+        fitting = min(
+            len(events),
+            self._max_events - self._events,
+            self._max_unsettled - ledger.unsettled,
+            self._max_settled - ledger.settled_count - self._in_hand,
+        )
+        if fitting <= 0 or self.closed:
+            return 0
+        count, left = int(fitting), self._max_bytes - self._bytes
+        sizes = [event.size for event in itertools.islice(events, count)]
+        if sum(sizes) > left:
+            count = sum(1 for _ in itertools.takewhile(left.__ge__, itertools.accumulate(sizes)))
+        return count
 
     def saved(self, count: int) -> None:
         """Record that a save covers the first *count* settlements. At most `Limits.unsaved` more may follow."""
@@ -115,8 +142,9 @@ class Buffer:
 
     async def wait_space(self, size: int) -> None:
         """Wait until an event of *size* bytes may be admitted, or admission has ended. Cancellation changes nothing."""
+        full = not self._has_room(size)
         await trio.lowlevel.checkpoint()
-        while not self.has_space(size):
+        while not self.has_space(size) or (full and not self._is_low()):
             if not self._paused:
                 self._report_pause()
             self._waiting += 1
@@ -140,10 +168,22 @@ class Buffer:
         self._in_hand += 1
         self._events += 1
         self._bytes += event.size
+        self._append([BufferedEvent(event, entry)])
+
+    def put_many(self, events: Sequence[Event], entries: Sequence[Entry]) -> None:
+        """Put admitted events into the buffer, in their order."""
+        if not events:
+            return
+        self._in_hand += len(events)
+        self._events += len(events)
+        self._bytes += sum([event.size for event in events])
+        self._append([BufferedEvent(event, entry) for event, entry in zip(events, entries, strict=True)])
+
+    def _append(self, batch: list[BufferedEvent]) -> None:
         if self._growing is not None:
-            self._growing.append(BufferedEvent(event, entry))
+            self._growing += batch
         else:
-            self._offer([BufferedEvent(event, entry)])
+            self._offer(batch)
 
     def end(self, fault: Exception | None = None) -> None:
         """End admission. What is buffered can still be received; then *fault* is raised once, if there is one."""
@@ -175,13 +215,17 @@ class Buffer:
         """Count one handle less. Without any, admission ends."""
         self._handles -= 1
         if not self._handles:
-            self.stop()
-            self.abandoned.set()
+            self.on_abandoned()
 
     def _offer(self, batch: list[BufferedEvent]) -> None:
         # The batch grows until the task that receives it runs, even if the channel has already handed it over.
         self._growing = batch
         self._send.send_nowait(batch)
+
+    @property
+    def has_line(self) -> bool:
+        """Whether there are events that an earlier batch left."""
+        return bool(self._line)
 
     def from_line(self) -> BufferedEvent | None:
         """Take the oldest of the events that an earlier batch left; None if there is none."""
@@ -194,11 +238,50 @@ class Buffer:
         first = batch[0]
         if len(batch) > 1:
             self._line.extend(batch[1:])
-            if not self.closed and self._receive.statistics().tasks_waiting_receive:
-                rest = list(self._line)
-                self._line.clear()
-                self._offer(rest)
+            self._wake_waiting()
         return self._taken(first)
+
+    def take_many(self, batch: list[BufferedEvent] | None, max_events: int, max_bytes: int) -> list[BufferedEvent]:
+        """Take the oldest events together.
+
+        Args:
+            batch: what was received from the handle; None if there are events
+                that an earlier batch left.
+            max_events: how many to take at most.
+            max_bytes: the maximum size of their frames in all, in bytes. One
+                event is taken even if it is larger.
+
+        Returns at least one event, in order.
+        """
+        line = self._line
+        if batch is not None:
+            if batch is self._growing:
+                self._growing = None
+            line.extend(batch)
+        taken: list[BufferedEvent] = []
+        size = 0
+        while line and len(taken) < max_events:
+            more = line[0].event.size
+            if taken and size + more > max_bytes:
+                break
+            size += more
+            taken.append(line.popleft())
+        self._events -= len(taken)
+        self._bytes -= size
+        self._wake_waiting()
+        if self._waiting:
+            self._make_space()
+        return taken
+
+    def _wake_waiting(self) -> None:
+        """Give one event of what is left to each task that waits. They find the others when they ask again.
+
+        So no task waits while there are events: the one that takes the last of them leaves nothing to be woken for.
+        """
+        if self._line and not self.closed:
+            waiting = self._receive.statistics().tasks_waiting_receive
+            for _ in range(min(waiting, len(self._line))):
+                self._send.send_nowait([self._line.popleft()])
 
     def _taken(self, buffered: BufferedEvent) -> BufferedEvent:
         self._events -= 1
@@ -230,6 +313,21 @@ class Buffer:
         self._in_hand -= 1
         self.settle(buffered.event, buffered.entry)
 
+    def settle_many(self, taken: Sequence[BufferedEvent]) -> None:
+        """Settle events that were taken together."""
+        self._in_hand -= len(taken)
+        self._ledger.settle_run([buffered.entry for buffered in taken])
+        for observer in self._observers:
+            for buffered in taken:
+                observer.settled(buffered.event)
+        if self._waiting or self._paused:
+            self._make_space()
+
+    def put_back_many(self, taken: Sequence[BufferedEvent]) -> None:
+        """Put events that were taken together, and not settled, at the head of the line, in their order."""
+        for buffered in reversed(taken):
+            self.put_back(buffered)
+
     def _make_space(self) -> None:
         settings, ledger = self._settings, self._ledger
         if self._paused and (
@@ -238,10 +336,7 @@ class Buffer:
         ):
             # Not earlier: where a consumer is behind, each event that it settles would end a pause and begin another.
             self._paused = False
-        if (
-            self._events <= _LOW_WATER * settings.limits.buffered_events
-            and self._bytes <= _LOW_WATER * settings.limits.buffered_bytes
-        ):
+        if self._is_low():
             self._space.unpark_all()
 
     def statistics(self) -> EventChannelStatistics:

@@ -71,20 +71,14 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         """
         self._ask()
         self._busy = True
-        buffer = self._buffer
         try:
             # First, so that under load the next event is there already: to be woken for each one costs twice as much.
             await trio.lowlevel.checkpoint()
             if self._closed:
                 raise trio.ClosedResourceError
-            buffered = buffer.from_line()
+            buffered = self._buffer.from_line()
             if buffered is None:
-                try:
-                    batch = self._receive.receive_nowait()
-                except trio.WouldBlock:
-                    # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
-                    batch = await self._receive.receive()
-                buffered = buffer.split(batch)
+                buffered = self._buffer.split(await self._receive_batch())
         except trio.EndOfChannel:
             self._end()
         finally:
@@ -218,6 +212,40 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
                 )
             self._current = None
             self._buffer.settle_taken(buffered)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _receive_many(self, max_events: int, max_bytes: int) -> list[BufferedEvent]:
+        """Receive the events that are buffered, at least one, with one checkpoint for all of them.
+
+        Otherwise as `receive`. The caller settles them, or puts them back.
+
+        Args:
+            max_events: how many at most, from 1 on.
+            max_bytes: the maximum size of their frames in all, in bytes. One
+                event comes even if it is larger.
+        """
+        self._ask()
+        self._busy = True
+        buffer = self._buffer
+        try:
+            await trio.lowlevel.checkpoint()
+            if self._closed:
+                raise trio.ClosedResourceError
+            batch = None if buffer.has_line else await self._receive_batch()
+            return buffer.take_many(batch, max_events, max_bytes)
+        except trio.EndOfChannel:
+            self._end()
+        finally:
+            self._busy = False
+
+    @trio.lowlevel.enable_ki_protection
+    async def _receive_batch(self) -> list[BufferedEvent]:
+        """Receive what was put into the buffer together. Cancelled, it has taken nothing."""
+        try:
+            return self._receive.receive_nowait()
+        except trio.WouldBlock:
+            # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
+            return await self._receive.receive()
 
     def _take(self) -> BufferedEvent:
         """Give the current event to a delivery, which settles it."""

@@ -358,33 +358,32 @@ class Connection:
             self._idle.set()
 
     async def _handle_each(self, messages: list[str | bytes]) -> None:
-        context = self._context
-        moment = context.reporter.moment()
+        moment = self._context.reporter.moment()
         self._note_life(moment, messages)
-        try_admit, generation, hold = context.admission.try_admit, self.generation, self._hold
+        events: list[Event] = []
         messages.reverse()
         while messages:
             # Taken out, so that a large message is not kept for the time that its event waits.
             frame = decode(messages.pop())
             if isinstance(frame, Event):
-                self.events += 1
-                if self.events == 1:
-                    self._changed.unpark_all()
-                if hold is not None and not hold.admitted.is_set():
-                    await self._hold_back(frame, hold)
-                elif not try_admit(frame, generation, moment, self._not_before):
-                    await self._admit(frame)
-                    moment = context.reporter.moment()
+                events.append(frame)
+                continue
+            if events:
+                await self._take(events, moment)
                 if self._stopping:
                     return
-            elif isinstance(frame, DrainNotice):
-                self._drain(frame, moment[1])
-            elif isinstance(frame, Ignored):
-                context.reporter.publish(
-                    FrameIgnored(generation=generation, kind=frame.kind, why=frame.why, type=frame.type)
-                )
-            else:
-                assert isinstance(frame, Heartbeat)
+                moment = self._context.reporter.moment()
+            self._handle_other(frame, moment)
+        if events:
+            await self._take(events, moment)
+
+    def _handle_other(self, frame: Heartbeat | DrainNotice | Ignored, moment: Moment) -> None:
+        if isinstance(frame, DrainNotice):
+            self._drain(frame, moment[1])
+        elif isinstance(frame, Ignored):
+            self._context.reporter.publish(
+                FrameIgnored(generation=self.generation, kind=frame.kind, why=frame.why, type=frame.type)
+            )
 
     def _note_life(self, moment: Moment, messages: list[str | bytes]) -> None:
         """Record when messages came, and move the heartbeat timer."""
@@ -449,6 +448,21 @@ class Connection:
             reporter.publish(Lost(generation=self.generation, how=str(end), expected=expected))
 
     # ---- events ------------------------------------------------------------------------------------------------
+
+    async def _take(self, events: list[Event], moment: Moment) -> None:
+        """Take events that have arrived together out of a list, each as soon as there is space for it."""
+        context, hold = self._context, self._hold
+        if not self.events:
+            self._changed.unpark_all()
+        self.events += len(events)
+        while events and not self._stopping:
+            if hold is not None and not hold.admitted.is_set():
+                await self._hold_back(events.pop(0), hold)
+            else:
+                del events[: context.admission.admit_many(events, self.generation, moment, self._not_before)]
+                if events:
+                    await self._admit(events.pop(0))
+                    moment = context.reporter.moment()
 
     async def _admit(self, event: Event) -> None:
         """Admit an event as soon as there is space."""

@@ -70,12 +70,10 @@ class Supervisor:
 
     Args:
         context: what every connection works with.
-        abandoned: set when nobody receives events any more; the client stops.
     """
 
-    def __init__(self, context: ConnectionContext, abandoned: trio.Event) -> None:
+    def __init__(self, context: ConnectionContext) -> None:
         self._context = context
-        self._abandoned = abandoned
         self._settings = context.settings
         self._backoff = Backoff(context.settings.retry, context.rng)
         self._check = CursorCheck()
@@ -130,7 +128,6 @@ class Supervisor:
                 async with trio.open_nursery() as self._nursery:
                     # Caught inside of the nursery, which would wrap it.
                     try:
-                        self._nursery.start_soon(self._stop_when_abandoned)
                         newest = await self._establish()
                         self.started.set()
                         await self._succeed(newest)
@@ -159,11 +156,6 @@ class Supervisor:
     def _report_failure(self, fault: KadoaError) -> None:
         if self._context.reporter.status.state is not State.FAILED:
             self._context.reporter.publish(Failed(fault=f"{type(fault).__name__}: {fault}"))
-
-    @trio.lowlevel.enable_ki_protection
-    async def _stop_when_abandoned(self) -> None:
-        await self._abandoned.wait()
-        self.stop()
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ import functools
 import math
 import os
 import ssl
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -86,7 +85,7 @@ class HttpClient:
     _client: httpx.AsyncClient = attrs.field(repr=False)
     _secrets: tuple[Secret, ...] = attrs.field(repr=False)
     _wall_clock: Callable[[], datetime] = attrs.field(repr=False)
-    _recent: deque[Secret] = attrs.field(init=False, repr=False, factory=lambda: deque(maxlen=_RECENT_SECRETS))
+    _recent: tuple[Secret, ...] = attrs.field(init=False, repr=False, default=())
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
@@ -95,7 +94,7 @@ class HttpClient:
 
     def remember(self, secret: Secret) -> None:
         """Keep *secret*, which a server gave, out of logs and errors until `_RECENT_SECRETS` newer ones are known."""
-        self._recent.append(secret)
+        self._recent = (*self._recent, secret)[-_RECENT_SECRETS:]
 
     def censor(self, text: str) -> str:
         """Replace the secrets in *text*."""

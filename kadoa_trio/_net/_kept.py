@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -58,7 +57,7 @@ class KeptConnections:
     _prepare: Callable[[int], h11.Request] = attrs.field(repr=False)
     """Makes the head of a request whose body has this number of bytes."""
     _secrets: Callable[[], tuple[Secret, ...]] = attrs.field(repr=False)
-    _idle: deque[_Connection] = attrs.field(init=False, repr=False, factory=deque)
+    _idle: list[_Connection] = attrs.field(init=False, repr=False, factory=list)
     """Those without a request; the one that was used last is the last."""
     _some_idle: trio.Event = attrs.field(init=False, repr=False, factory=trio.Event)
 
@@ -127,7 +126,7 @@ class KeptConnections:
                 if due > trio.current_time():
                     await trio.sleep_until(due)
                 else:
-                    await self._idle.popleft().aclose()
+                    await self._idle.pop(0).aclose()
             self._some_idle = trio.Event()
 
     async def aclose(self) -> None:

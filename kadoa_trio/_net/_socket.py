@@ -39,7 +39,6 @@ import http.client
 import io
 import math
 import re
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Final, TypeVarTuple, cast
@@ -192,7 +191,7 @@ class Socket:
     _too_large: str = attrs.field(repr=False)
     _closed: bool = False
     # For `receive`: what the reader has brought, and the wait that this ends.
-    _brought: deque[str | bytes] = attrs.field(factory=deque, init=False, repr=False)
+    _brought: list[str | bytes] = attrs.field(factory=list, init=False, repr=False)
     _taken: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _waiting: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
 
@@ -225,8 +224,7 @@ class Socket:
         """
         self._stream.handle = handle
         if self._brought:  # before this call
-            brought = list(self._brought)
-            self._brought.clear()
+            brought, self._brought = self._brought, []
             await handle(brought)
             self._taken.set()
         while True:
@@ -261,14 +259,14 @@ class Socket:
                     raise SocketEnded(await self._find_end())
                 self._stream.handled()
                 return message
-        message = self._brought.popleft()
+        message = self._brought.pop(0)
         if not self._brought:
             self._taken.set()
         return message
 
     async def _bring(self, messages: list[str | bytes]) -> None:
         """Have `receive` return messages, and wait until it has returned them all."""
-        self._brought.extend(messages)
+        self._brought += messages
         self._taken = trio.Event()
         if self._waiting is not None:
             self._waiting.cancel(reason="the reader has brought messages")

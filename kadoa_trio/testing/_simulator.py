@@ -264,7 +264,7 @@ class SimulatedKadoa:
         """The events that a client has settled, in the order of the stream.
 
         In memory, the server sees each settlement immediately. On loopback,
-        it sees acknowledgements only: a client sends at most 2,000 of them per
+        it sees acknowledgements only: a client sends at most 1,200 of them per
         second, none if it is opened with ``acknowledge=False``, and does not
         repeat one that was lost in an outage.
         """

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 import unittest.mock
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +28,7 @@ import attrs
 from ._server import AUTHORITY, Feed
 
 if TYPE_CHECKING:
-    from kadoa_trio import Event, EventChannel, Realtime
+    from kadoa_trio import EventChannel, Realtime
 
 RECEIVE_BUFFER: Final = 64 * 1024
 """Receive buffer of the bare loop, in bytes; trio-websocket's own default of 4 KiB makes it slower."""
@@ -228,31 +228,23 @@ async def workers(servers: Servers, feed: Feed) -> dict[str, Any]:
     return meter.result
 
 
-def batch_receiver(channel: EventChannel) -> Callable[[], Awaitable[Iterable[Event]]]:
-    """Give the function that receives a whole batch. The only place that knows how it is named.
-
-    Raises:
-        Unavailable: this client hands over no batches.
-    """
-    receive = getattr(channel, "receive_batch", None)
-    if receive is None:
-        raise Unavailable("this client hands over no batches")
-    return receive  # type: ignore[no-any-return]
-
-
 async def batches(servers: Servers, feed: Feed) -> dict[str, Any]:
-    """Receive in batches, and look at each event."""
+    """Receive in batches of at most 1,000 events, look at each event, and settle each batch as a whole."""
     meter = Meter(servers, feed)
     async with client(servers, feed) as realtime:
-        receive = batch_receiver(realtime.events)
-        left = feed.warm
-        while left:
-            left -= sum(1 for _ in await receive())
-        meter.start()
-        left = feed.count
-        while left:
-            for event in await receive():  # noqa: B007  # the last one is used
-                left -= 1
+        channel = realtime.events
+        receive, settle = getattr(channel, "_receive_many", None), channel._buffer.settle_many
+        if receive is None:
+            raise Unavailable("this client hands over no batches")
+        for left, measured in ((feed.warm, False), (feed.count, True)):
+            if measured:
+                meter.start()
+            while left > 0:
+                batch = await receive(min(left, 1_000), 1_000_000)
+                for one in batch:
+                    event = one.event
+                    left -= 1
+                settle(batch)
         meter.stop(event.id)
     return meter.result
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import types
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -972,13 +971,11 @@ def _surroundings(world: World) -> Iterator[None]:
     handler = _Records(world)
     root = logging.getLogger()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    numbers = iter(range(1_000_000))
-    seeded = types.SimpleNamespace(Random=lambda: random.Random(f"{seed} {next(numbers)}"))
     state = run_module._r.getstate()
     run_module._r.seed(seed)
     with (
         mock.patch.object(run_module, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
-        mock.patch.object(kadoa_trio._client, "random", seeded),
+        mock.patch.object(kadoa_trio._client, "_RNG", random.Random(f"{seed} jitter")),
         mock.patch.object(kadoa_trio._client, "_utc_now", world.wall),
     ):
         root.addHandler(handler)
