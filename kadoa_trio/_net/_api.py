@@ -81,7 +81,8 @@ class KadoaApi:
             "POST",
             f"{self._settings.endpoints.public_api.rstrip('/')}/v4/oauth2/token",
             timeout=self._settings.timeouts.token,
-            headers={"x-api-key": self._key, **_CALLER},
+            # The next token may be hours away; httpx would hold the connection until then.
+            headers={"x-api-key": self._key, **_CALLER, "connection": "close"},
         )
         token = _parse_token(answer.content("token"), self._key)
         if token is None:

@@ -351,8 +351,7 @@ async def open_http(
         ConfigurationError: the proxy or the certificates that the environment names cannot be used.
     """
     if transport is not None or not secure:
-        # Loading the certificate authorities takes about 30 ms. This context loads none and trusts no server.
-        ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        ssl_context = _unused_ssl_context()
     else:
         ssl_context = ssl_context or default_ssl_context()
     local = {host for host in hosts if is_loopback(host)}
@@ -385,6 +384,15 @@ def _make_client(
         )
     # Without the original's text: it shows the proxy's URL, which may hold a password.
     raise ConfigurationError("the proxy that the environment names (HTTPS_PROXY, ALL_PROXY, ...) cannot be used")
+
+
+@functools.cache
+def _unused_ssl_context() -> ssl.SSLContext:
+    """Return a TLS context for a client that makes no connection by TLS, so that httpx makes none for each.
+
+    It trusts no server. Loading the certificate authorities would take about 30 ms, and each context takes 20 KB and more.
+    """
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @functools.cache
