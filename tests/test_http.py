@@ -14,6 +14,7 @@ import logging
 import socket as stdlib_socket
 import ssl
 import struct
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ import trio
 import trio.testing
 from _loopback import chain, everything_said, read_head, server_tls, serving, trusting_tls
 from _memory import MemoryServers
+from _processes import finished
 
 from kadoa_trio import Timeouts, __version__
 from kadoa_trio._errors import (
@@ -40,6 +42,7 @@ from kadoa_trio._errors import (
     ProtocolError,
     RequestRefusedError,
 )
+from kadoa_trio._net import _api
 from kadoa_trio._net._answers import describe, parse_retry_after
 from kadoa_trio._net._api import KadoaApi, Token, open_api
 from kadoa_trio._net._http import (
@@ -106,6 +109,14 @@ def mocked(answer: Answer, **options: Any) -> Settings:
 
 def plain(port: int, **options: Any) -> Settings:
     return Settings(endpoints=Endpoints(public_api=f"http://127.0.0.1:{port}"), **options)
+
+
+@pytest.fixture(autouse=True, params=["h11", "httpx"])
+def client_of_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Request tokens by either of the two ways. Kept connections need neither a `Network` nor some kinds of proxies."""
+    if request.param == "httpx":
+        monkeypatch.setattr(_api, "can_keep", lambda _address, _settings: False)
+    return str(request.param)
 
 
 @asynccontextmanager
@@ -635,7 +646,7 @@ async def test_fetching_is_a_checkpoint() -> None:
             await client.fetch_token()
 
 
-async def test_cookies_of_a_server_are_not_sent_back() -> None:
+async def test_cookies_of_a_server_are_not_sent_back(client_of_tokens: str) -> None:
     heads: list[bytes] = []
 
     async def handler(stream: trio.abc.Stream) -> None:
@@ -648,8 +659,10 @@ async def test_cookies_of_a_server_are_not_sent_back() -> None:
     async with serving(handler) as port, opened(plain(port)) as client:
         for _ in range(5):
             await client.fetch_token()
-        assert not list(client._http._client.cookies.jar)
+        if client_of_tokens == "httpx":
+            assert not list(client._http.pool().cookies.jar)
     assert len(heads) == 5
+    assert not any(b"cookie:" in head.lower() for head in heads)
     assert not any(b"cookie" in head.lower() for head in heads)
 
 
@@ -770,14 +783,17 @@ async def test_unusable_certificates_of_the_environment_are_a_configuration_erro
 # --- secrets, and clients that cannot be opened ---
 
 
-async def test_key_that_the_server_repeats_is_censored_in_the_logs(logs: pytest.LogCaptureFixture) -> None:
+async def test_key_that_the_server_repeats_is_censored_in_the_logs(
+    logs: pytest.LogCaptureFixture, client_of_tokens: str
+) -> None:
     data = b"HTTP/1.1 400 Bad " + KEY.encode() + b"\r\nX-Echo: " + KEY.encode() + b"\r\nContent-Length: 0\r\n\r\n"
     async with serving(answering(data)) as port:
         await failure(plain(port))
     said = "\n".join(record.getMessage() for record in logs.records)
     # The records exist, so that the search for the key means something.
-    assert "X-Echo" in said
-    assert "[secret]" in said
+    if client_of_tokens == "httpx":
+        assert "X-Echo" in said
+        assert "[secret]" in said
     assert_no_secret(said)
 
 
@@ -827,3 +843,34 @@ async def test_error_in_the_block_comes_out_bare() -> None:
     with pytest.raises(ZeroDivisionError):
         async with opened(mocked(saying(200, GOOD))):
             raise ZeroDivisionError
+
+
+def test_default_authorities_are_those_of_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    own, expected = default_ssl_context.__wrapped__(), httpx.create_ssl_context()
+    assert own.get_ca_certs(binary_form=True) == expected.get_ca_certs(binary_form=True)
+    assert (own.verify_mode, own.check_hostname, own.options) == (
+        expected.verify_mode,
+        expected.check_hostname,
+        expected.options,
+    )
+    assert own.minimum_version == expected.minimum_version
+
+
+async def test_client_that_makes_no_request_by_httpx_does_not_import_it() -> None:
+    script = (
+        "import sys, trio\n"
+        "from kadoa_trio import ConnectionFailedError, Endpoints, Timeouts, open_realtime\n"
+        "async def main():\n"
+        "    nowhere = 'http://127.0.0.1:9'\n"
+        "    endpoints = Endpoints(public_api=nowhere, websocket='ws://127.0.0.1:9', realtime_api=nowhere)\n"
+        "    try:\n"
+        "        async with open_realtime('key', endpoints=endpoints, timeouts=Timeouts(connect=0.1)):\n"
+        "            raise SystemExit('opened')\n"
+        "    except ConnectionFailedError:\n"
+        "        print('httpx' in sys.modules)\n"
+        "trio.run(main)\n"
+    )
+    done = await finished([sys.executable, "-c", script])
+    assert done.stdout.decode().strip() == "False", done.stderr.decode()

@@ -98,6 +98,48 @@ class Connection:
         on_live: called when it becomes live; no checkpoint.
     """
 
+    # Without a dict for each, which would take 2 KB.
+    __slots__ = (
+        "_asked",
+        "_caught_up",
+        "_changed",
+        "_context",
+        "_entered",
+        "_far_enough",
+        "_fault",
+        "_heartbeat",
+        "_hold",
+        "_idle",
+        "_last_frame",
+        "_life",
+        "_not_before",
+        "_on_live",
+        "_pauses",
+        "_progress",
+        "_promised",
+        "_received_before",
+        "_resumed",
+        "_retire_by_force",
+        "_retire_left",
+        "_retired_unread",
+        "_stopping",
+        "_wait_scope",
+        "_waited",
+        "_waiting_since",
+        "_why_retired",
+        "cursor",
+        "draining",
+        "end",
+        "events",
+        "generation",
+        "hold_is_full",
+        "phase",
+        "renew_at",
+        "replaced_by",
+        "replacement_due",
+        "resume_supported",
+    )
+
     def __init__(
         self,
         context: ConnectionContext,

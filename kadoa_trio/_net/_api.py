@@ -21,7 +21,7 @@ from .._exits import clean_up
 from .._redact import MIN_SECRET, Secret
 from .._settings import CLOSE_TIMEOUT, Settings, fits_header
 from ._dial import Address
-from ._http import USER_AGENT, HttpClient, open_http, utc_now
+from ._http import USER_AGENT, HttpClient, default_ssl_context, open_http, utc_now
 from ._kept import KeptConnections, can_keep, keep_connections
 
 API_TIMEOUT: Final = 30.0
@@ -50,8 +50,8 @@ class KadoaApi:
     _http: HttpClient = attrs.field(repr=False)
     _key: Secret = attrs.field(repr=False)
     _settings: Settings = attrs.field(repr=False)
-    _kept: KeptConnections | None = attrs.field(default=None, repr=False)
-    """For acknowledgements; None sends them like other requests."""
+    _kept: KeptConnections | None = attrs.field(init=False, default=None, repr=False)
+    """For acknowledgements, once there was one."""
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
@@ -76,14 +76,15 @@ class KadoaApi:
             AttemptError: everything that may pass: the network, no answer in
                 time, 408, 425, 429, 3xx, 5xx.
         """
-        answer = await self._http.request(
-            "token",
-            "POST",
-            f"{self._settings.endpoints.public_api.rstrip('/')}/v4/oauth2/token",
-            timeout=self._settings.timeouts.token,
-            # The next token may be hours away; httpx would hold the connection until then.
-            headers={"x-api-key": self._key, **_CALLER, "connection": "close"},
-        )
+        timeout = self._settings.timeouts.token
+        url = _token_url(self._settings)
+        headers: dict[str, str | Secret] = {"x-api-key": self._key, **_CALLER, "connection": "close"}
+        if can_keep(Address.of(url), self._settings):
+            # The next token may be hours away, so that nothing is kept for it.
+            once = keep_connections(url, self._settings, self._secrets, headers)
+            answer = self._http.conclude("token", await once.post(b"", timeout), timeout, final=True)
+        else:
+            answer = await self._http.request("token", "POST", url, timeout=timeout, headers=headers)
         token = _parse_token(answer.content("token"), self._key)
         if token is None:
             raise ProtocolError("token", "the answer is not the documented JSON", status=answer.status)
@@ -97,12 +98,22 @@ class KadoaApi:
             AttemptError: Kadoa refused it, or the network failed.
         """
         content, timeout = json.dumps({"id": event_id}).encode(), self._settings.timeouts.token
+        url = _acknowledge_url(self._settings)
+        if self._kept is None and can_keep(Address.of(url), self._settings):
+            self._kept = keep_connections(url, self._settings, self._secrets)
         if self._kept is None:
-            url = _acknowledge_url(self._settings)
             await self._http.request("acknowledge", "POST", url, timeout=timeout, content=content, final=False)
         else:
             answer = await self._kept.post(content, timeout)
             self._http.conclude("acknowledge", answer, timeout, final=False)
+
+    def _secrets(self) -> tuple[Secret, ...]:
+        return self._http.secrets
+
+    async def aclose(self) -> None:
+        """Close the connections for acknowledgements. There must be no request."""
+        if self._kept is not None:
+            await self._kept.aclose()
 
     async def close_idle(self) -> None:
         """Close connections for acknowledgements while they are not used, until cancelled."""
@@ -175,16 +186,22 @@ async def open_api(
         transport=None if endpoints.network is None else endpoints.network.http_transport,
         wall_clock=wall_clock,
     ) as http:
-        kept: KeptConnections | None = None
-        url = _acknowledge_url(settings)
-        if can_keep(Address.of(url), settings):
-            kept = keep_connections(url, settings, lambda: http.secrets)
+        address = Address.of(_token_url(settings))
+        # A wrong environment shows at once, and not as an attempt that failed.
+        if not can_keep(address, settings):
+            http.pool()
+        elif address.secure and settings.ssl_context is None:
+            default_ssl_context()
+        api = KadoaApi(http, api_key, settings)
         try:
-            yield KadoaApi(http, api_key, settings, kept)
+            yield api
         finally:
-            if kept is not None:
-                # Shielded, because a Cancelled from here would replace the exception of the caller's block.
-                await clean_up(trio.current_time() + CLOSE_TIMEOUT, kept.aclose)  # noqa: ASYNC102  # shielded in there
+            # Shielded, because a Cancelled from here would replace the exception of the caller's block.
+            await clean_up(trio.current_time() + CLOSE_TIMEOUT, api.aclose)  # noqa: ASYNC102  # shielded in there
+
+
+def _token_url(settings: Settings) -> str:
+    return f"{settings.endpoints.public_api.rstrip('/')}/v4/oauth2/token"
 
 
 def _acknowledge_url(settings: Settings) -> str:

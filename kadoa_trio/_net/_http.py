@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import parse_qsl, urlsplit
 
 import attrs
+import certifi
 import trio
 
 from .._contexts import async_context
@@ -82,15 +83,32 @@ def utc_now() -> datetime:
 class HttpClient:
     """Makes requests over a pool of connections. Made by `open_http`."""
 
-    _client: httpx.AsyncClient = attrs.field(repr=False)
+    _make: Callable[[], httpx.AsyncClient] = attrs.field(repr=False)
+    """Makes the pool; raises ConfigurationError if the proxy that the environment names cannot be used."""
     _secrets: tuple[Secret, ...] = attrs.field(repr=False)
     _wall_clock: Callable[[], datetime] = attrs.field(repr=False)
     _recent: tuple[Secret, ...] = attrs.field(init=False, repr=False, default=())
+    _client: httpx.AsyncClient | None = attrs.field(init=False, repr=False, default=None)
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
         """What a server may repeat: the secrets that requests hold, proxy credentials, and the newest that servers gave."""
         return (*self._secrets, *self._recent)
+
+    def pool(self) -> httpx.AsyncClient:
+        """Return the pool of connections, which is made when it is first needed: importing httpx takes 50 ms and more.
+
+        Raises:
+            ConfigurationError: the proxy that the environment names cannot be used.
+        """
+        if self._client is None:
+            self._client = self._make()
+        return self._client
+
+    async def aclose(self) -> None:
+        """Close all connections. There must be no request."""
+        if self._client is not None:
+            await self._client.aclose()
 
     def remember(self, secret: Secret) -> None:
         """Keep *secret*, which a server gave, out of logs and errors until `_RECENT_SECRETS` newer ones are known."""
@@ -171,7 +189,8 @@ class HttpClient:
         params: Mapping[str, str] | None,
     ) -> Answer:
         """Make a request, and return what came of it. Raises no `Exception`."""
-        import httpx
+        pool = self.pool()
+        import httpx  # in use by now
 
         await trio.lowlevel.checkpoint()  # whatever the transport does
         answer = Answer(limit)
@@ -179,7 +198,7 @@ class HttpClient:
         with censored_logs(*self.secrets), trio.move_on_after(timeout):
             try:
                 # Never bound to a name: the request holds secrets.
-                response = await self._client.send(self._build(method, url, headers, content, params), stream=True)
+                response = await pool.send(self._build(method, url, headers, content, params), stream=True)
                 try:
                     await answer.read(response, *self.secrets)
                 finally:
@@ -197,7 +216,7 @@ class HttpClient:
         content: bytes | Secret,
         params: Mapping[str, str] | None,
     ) -> httpx.Request:
-        request = self._client.build_request(
+        request = self.pool().build_request(
             method,
             url.reveal() if isinstance(url, Secret) else url,
             headers=HEADERS,
@@ -348,21 +367,24 @@ async def open_http(
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
 
     Raises:
-        ConfigurationError: the proxy or the certificates that the environment names cannot be used.
+        ConfigurationError: the certificates that the environment names cannot be used.
     """
-    if transport is not None or not secure:
-        ssl_context = _unused_ssl_context()
-    else:
-        ssl_context = ssl_context or default_ssl_context()
+    unused = transport is not None or not secure
+    ssl_context = _unused_ssl_context() if unused else ssl_context or default_ssl_context()
     local = {host for host in hosts if is_loopback(host)}
-    client = _make_client(
-        ssl_context, cast("httpx.AsyncBaseTransport | None", transport), local, direct=local >= set(hosts)
+    make = functools.partial(
+        _make_client,
+        ssl_context,
+        cast("httpx.AsyncBaseTransport | None", transport),
+        local,
+        direct=local >= set(hosts),
     )
+    http = HttpClient(make, (*secrets, *proxy_secrets()), wall_clock)
     try:
-        yield HttpClient(client, (*secrets, *proxy_secrets()), wall_clock)
+        yield http
     finally:
         # Shielded, because a Cancelled from here would replace the exception of the caller's block.
-        await clean_up(trio.current_time() + CLOSE_TIMEOUT, client.aclose)  # noqa: ASYNC102  # shielded in there
+        await clean_up(trio.current_time() + CLOSE_TIMEOUT, http.aclose)  # noqa: ASYNC102  # shielded in there
 
 
 def _make_client(
@@ -397,26 +419,26 @@ def _unused_ssl_context() -> ssl.SSLContext:
 
 @functools.cache
 def default_ssl_context() -> ssl.SSLContext:
-    """Return the TLS context for both sides of Kadoa: httpx's, so that both trust the same authorities.
+    """Return the TLS context for both sides of Kadoa: as httpx makes its own, so that both trust the same authorities.
 
     Raises:
         ConfigurationError: ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` names something that cannot be used.
     """
-    import httpx
-
     file, directory = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     context: ssl.SSLContext | None = None
     why = ""
     try:
         if not file and directory:
             os.listdir(directory)  # OpenSSL accepts a missing directory, and then trusts no server
-        context = httpx.create_ssl_context()
+        context = ssl.create_default_context(
+            cafile=file or (None if directory else certifi.where()), capath=None if file else directory
+        )
     except OSError as exc:  # ssl.SSLError is one
         why = describe(exc)
     if context is None:
         name, value = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", directory)
         if not value:
-            raise ConfigurationError(f"the certificate authorities that httpx comes with cannot be loaded: {why}")
+            raise ConfigurationError(f"the certificate authorities of certifi cannot be loaded: {why}")
         raise ConfigurationError(
             f"the environment variable {name} names certificate authorities that cannot be loaded "
             f"({presentable(value, 200)}: {why}); correct it, unset it, or pass ssl_context"

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -100,7 +101,7 @@ class KeptConnections:
         """Send a request, and read its answer. Return whether this is so, or it can be tried *again*."""
         reusable = False
         try:
-            await connection.send(self._prepare(len(content)), content)
+            await connection.send(self._prepare, content)
             reusable = await connection.read(answer, scope, self._secrets)
         except trio.BrokenResourceError:
             if connection.has_answered or not again:
@@ -136,20 +137,27 @@ class KeptConnections:
             await self._idle.pop().aclose()
 
 
-def keep_connections(url: str, settings: Settings, secrets: Callable[[], tuple[Secret, ...]]) -> KeptConnections:
+def keep_connections(
+    url: str,
+    settings: Settings,
+    secrets: Callable[[], tuple[Secret, ...]],
+    headers: Mapping[str, str | Secret] = MappingProxyType({}),
+) -> KeptConnections:
     """Make a `KeptConnections`; nothing is opened before the first request.
 
     Args:
         url: with which host a request is made, and for which path.
         settings: the client's options.
         secrets: gives what a server or a proxy may repeat.
+        headers: beside those of every request. With ``"connection": "close"``, no connection is kept.
     """
     address, target = Address.of(url), target_of(url)
-    headers = [("Host", address.host_header), ("Accept", "*/*"), *HEADERS.items()]
+    usual = [("Host", address.host_header), ("Accept", "*/*"), *HEADERS.items()]
 
     @functools.lru_cache(_LENGTHS)
     def prepare(length: int) -> h11.Request:
-        return h11.Request(method="POST", target=target, headers=[*headers, ("Content-Length", str(length))])
+        own = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in headers.items()]
+        return h11.Request(method="POST", target=target, headers=[*usual, *own, ("Content-Length", str(length))])
 
     return KeptConnections(functools.partial(open_stream, address, settings), prepare, secrets)
 
@@ -179,14 +187,20 @@ class _Connection:
             return False
         return self._socket is None or not self._socket.is_readable()
 
-    async def send(self, request: h11.Request, content: bytes) -> None:
+    async def send(self, prepare: Callable[[int], h11.Request], content: bytes) -> None:
         """Send a request. A connection that breaks meanwhile may have an answer, so it is `read` that fails."""
         self.has_answered = False
-        data = self._http.send(request) or b""
-        data += self._http.send(h11.Data(data=content)) or b""
-        data += self._http.send(h11.EndOfMessage()) or b""
         with contextlib.suppress(trio.BrokenResourceError):
-            await self._stream.send_all(data)
+            # Never bound to a name: the request may hold secrets.
+            await self._stream.send_all(
+                b"".join(
+                    (
+                        self._http.send(prepare(len(content))) or b"",
+                        self._http.send(h11.Data(data=content)) or b"",
+                        self._http.send(h11.EndOfMessage()) or b"",
+                    )
+                )
+            )
 
     async def read(self, answer: Answer, scope: trio.CancelScope, secrets: Callable[[], tuple[Secret, ...]]) -> bool:
         """Read an answer, as far as it is read; return whether the connection can have another request.
