@@ -592,10 +592,11 @@ async def test_crash_of_a_background_task_is_raised_as_it_is(
         await trio.sleep(1)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Acknowledger, "run", crash)
+    monkeypatch.setattr(Acknowledger, "_run", crash)
     async with open_simulated_kadoa() as kadoa:
         with pytest.raises(RuntimeError, match="a bug"):
             async with connect(kadoa) as realtime:
+                kadoa.publish()
                 async for _event in realtime.events:
                     pass
 
