@@ -1041,13 +1041,13 @@ class Ledger:
 
     def _forget(self) -> None:
         """Forget the oldest ids beyond the window, up to the first that is not settled."""
-        ids, order = self._ids, self._order
+        ids, order, tail = self._ids, self._order, self._tail
+        elsewhere = [names for names in (tail.pins, tail.late_pins, self._ahead) if names]
         while len(ids) > self._window and order[0].settled:
             event_id = order.popleft().id
             del ids[event_id]
-            self._tail.pins.pop(event_id, None)
-            self._tail.late_pins.pop(event_id, None)
-            self._ahead.pop(event_id, None)
+            for names in elsewhere:
+                names.pop(event_id, None)
 
     # ---- settling ----------------------------------------------------------------------------------------------
 
