@@ -281,7 +281,8 @@ async def open_realtime(
         repair_gaps: look up possible gaps in Kadoa's notification log, and
             deliver missed events, late and marked (`Event.from_log`).
             Default False: it makes requests that count against the account.
-        ssl_context: for both the API and the WebSocket; default httpx's.
+        ssl_context: for both the API and the WebSocket; default: the
+            authorities of certifi, ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, as httpx has them.
         allow_insecure: allow plain ``http://`` and ``ws://`` to hosts that
             are not loopback addresses: the key crosses the network in the
             clear. Default False.

@@ -1045,6 +1045,42 @@ async def test_workers_compete_and_every_event_is_handled_once(autojump_clock: A
         assert realtime.position.cursor == sent[-1].cursor
 
 
+async def test_no_worker_waits_while_there_are_events(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        begun: list[float] = []
+
+        async def work(events: kadoa_trio.EventChannel) -> None:
+            async with events:
+                async for _event in events:
+                    begun.append(trio.current_time())
+                    await trio.sleep(1)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(work, realtime.events.clone())
+            await trio.testing.wait_all_tasks_blocked()  # all of them wait
+            start = trio.current_time()
+            kadoa.publish_many(40)
+            await trio.sleep(11)
+            assert [time - start for time in begun] == pytest.approx([second for second in range(10) for _ in range(4)])
+            nursery.cancel_scope.cancel()
+
+
+async def test_full_buffer_takes_many_events_at_once(autojump_clock: Any, pair: Any) -> None:
+    # A connection that were woken for each event that a consumer takes would cost as much as the event.
+    async with pair(limits=Limits(buffered_events=100)) as (kadoa, realtime):
+        kadoa.publish_many(300)
+        await trio.sleep(1)
+        buffered = []
+        for _ in range(60):
+            await realtime.events.receive()
+            await trio.testing.wait_all_tasks_blocked()
+            buffered.append(realtime.events.statistics().buffered_events)
+        assert buffered[:19] == list(range(99, 80, -1))
+        assert buffered[19] == 100
+        assert buffered.count(100) == 3
+
+
 async def test_buffer_is_bounded_by_events_and_reading_goes_on(autojump_clock: Any, pair: Any) -> None:
     async with pair(limits=Limits(buffered_events=20)) as (kadoa, realtime):
         sent = kadoa.publish_many(100)

@@ -21,7 +21,7 @@ from .._exits import clean_up
 from .._redact import MIN_SECRET, Secret
 from .._settings import CLOSE_TIMEOUT, Settings, fits_header
 from ._dial import Address
-from ._http import USER_AGENT, HttpClient, default_ssl_context, open_http, utc_now
+from ._http import USER_AGENT, HttpClient, open_http, utc_now
 from ._kept import KeptConnections, can_keep, keep_connections
 
 API_TIMEOUT: Final = 30.0
@@ -186,12 +186,8 @@ async def open_api(
         transport=None if endpoints.network is None else endpoints.network.http_transport,
         wall_clock=wall_clock,
     ) as http:
-        address = Address.of(_token_url(settings))
-        # A wrong environment shows at once, and not as an attempt that failed.
-        if not can_keep(address, settings):
-            http.pool()
-        elif address.secure and settings.ssl_context is None:
-            default_ssl_context()
+        if not can_keep(Address.of(_token_url(settings)), settings):
+            http.pool()  # a proxy that cannot be used shows at once, and not as an attempt that failed
         api = KadoaApi(http, api_key, settings)
         try:
             yield api
