@@ -36,7 +36,9 @@ from kadoa_trio._engine._ledger import (
     _CursorStep,
     _GapClosing,
 )
+from kadoa_trio._events import Event
 from kadoa_trio._position import Gap, GapReason, Position
+from kadoa_trio.testing import make_event
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = 100_000
@@ -343,7 +345,7 @@ def checked(change: Callable[..., Any]) -> Callable[..., Any]:
 
 for change in ("restore", "note_start", "open", "withdraw_promise", "live", "waited", "tick", "ended", "drop_cursor"):
     setattr(CheckedLedger, change, checked(getattr(Ledger, change)))
-for change in ("repeat", "admit", "admit_apart", "admit_from_log", "close_gap", "settle"):
+for change in ("repeat", "admit", "admit_run", "admit_apart", "admit_from_log", "close_gap", "settle", "settle_run"):
     setattr(CheckedLedger, change, checked(getattr(Ledger, change)))
 
 
@@ -1342,6 +1344,84 @@ def test_event_without_a_cursor_between_others_is_passed_with_them() -> None:
     feed(ledger, 2, 13, 50, 14)
     assert ledger.resume_cursor == cursor(14)
     assert set(ledger.settled_position().settled) == {name(50)}
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def run(*numbers: int, without_cursor: int | None = None) -> list[Event]:
+    return [
+        make_event("workflow_failed", id=name(n), cursor=None if n == without_cursor else cursor(n)) for n in numbers
+    ]
+
+
+def test_run_ends_at_a_known_event_and_at_one_without_a_cursor() -> None:
+    ledger = led(1)
+    events = run(2, 3, 1, 4, 5, 6, without_cursor=5)
+    assert [entry.id for entry in ledger.admit_run(1, events, range(6), at(1), at(1))] == [name(2), name(3)]
+    assert not ledger.admit_run(1, events, range(2, 6), at(1), at(1))
+    assert [entry.id for entry in ledger.admit_run(1, events, range(3, 6), at(1), at(1))] == [name(4)]
+    assert not ledger.admit_run(1, events, range(4, 6), at(1), at(1))
+    assert ledger.admit_run(1, events, range(5, 5), at(1), at(1)) == []
+    assert ledger.resume_cursor == cursor(4)
+    assert ledger.unsettled == 3
+
+
+def test_events_of_one_of_two_connections_are_no_run() -> None:
+    ledger = led(1)
+    opened(ledger, 2, 1)
+    assert ledger.admit_run(1, run(2), range(1), at(2), at(2)) == ()
+    assert ledger.admit_run(2, run(2), range(1), at(2), at(2)) == ()
+    assert not ledger.knows(name(2))
+
+
+def test_run_beyond_the_window_forgets_the_oldest() -> None:
+    ledger = led(1, 2, 3, window=4)
+    ledger.admit_run(1, run(4, 5, 6), range(3), at(1), at(1))
+    assert [ledger.knows(name(n)) for n in range(1, 7)] == [False, False, True, True, True, True]
+
+
+def test_settled_run_becomes_the_position() -> None:
+    ledger = led(1)
+    entries = ledger.admit_run(1, run(2, 3, 4, 5), range(4), at(1), at(1))
+    ledger.settle_run(entries[:2])
+    assert ledger.settled_position().cursor == cursor(3)
+    ledger.settle_run(entries[:2])  # again
+    ledger.settle(entries[3])
+    ledger.settle_run(entries[2:3])
+    expected = attrs.evolve(
+        led(1, 2, 3, 4, 5).settled_position(), cursor_at=at(1)[0], recent=tuple(name(n) for n in (1, 2, 3, 5, 4))
+    )
+    assert ledger.settled_position() == expected
+    assert (ledger.settled_count, ledger.unsettled) == (5, 0)
+    ledger.settle_run(entries)  # and when nothing is pending
+    ledger.settle_run([])
+    assert ledger.settled_count == 5
+
+
+def test_run_that_is_settled_out_of_order_waits_for_the_oldest() -> None:
+    ledger = led(1)
+    entries = list(ledger.admit_run(1, run(2, 3, 4), range(3), at(1), at(1)))
+    ledger.settle_run([entries[1], entries[2]])
+    assert ledger.settled_position().cursor == cursor(1)
+    ledger.settle_run([entries[0]])
+    assert ledger.settled_position().cursor == cursor(4)
+
+
+def test_run_behind_an_event_without_a_cursor_takes_its_pin_along() -> None:
+    ledger = led(1)
+    feed(ledger, 1, 2, cursors=False)
+    assert ledger.settled_position().settled == (name(2),)
+    ledger.settle_run(ledger.admit_run(1, run(3, 4), range(2), at(1), at(1)))
+    assert (ledger.settled_position().cursor, ledger.settled_position().settled) == (cursor(4), ())
+
+
+def test_run_with_an_event_without_a_cursor_is_settled_to_its_end() -> None:
+    ledger = led(1)
+    entries = list(ledger.admit_run(1, run(2), range(1), at(1), at(1)))
+    entry, _ = ledger.admit(1, name(3), None, at(1))
+    ledger.settle_run([*entries, entry])
+    assert (ledger.settled_position().cursor, ledger.settled_position().settled) == (cursor(2), (name(3),))
 
 
 def test_settling_twice_counts_once() -> None:

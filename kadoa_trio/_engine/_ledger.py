@@ -1078,7 +1078,7 @@ class Ledger:
         if not tail.pins and not tail.late_pins:
             for entry in entries:
                 # As in `settle`: the oldest one, in its order. Only the last one of them has to become the position.
-                if not entry.moved or pending[0] is not entry:
+                if not pending or pending[0] is not entry or not entry.moved:
                     break
                 pending.popleft()
                 recent.append(entry.id)
