@@ -1045,6 +1045,62 @@ async def test_workers_compete_and_every_event_is_handled_once(autojump_clock: A
         assert realtime.position.cursor == sent[-1].cursor
 
 
+async def test_events_are_received_together_with_one_checkpoint(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        sent = kadoa.publish_many(10)
+        await trio.sleep(1)
+        channel = realtime.events
+        first = await channel.receive()
+        with trio.testing.assert_checkpoints():
+            batch = await channel._receive_many(4, 10**6)  # settles the one before
+        assert [first.id, *(one.event.id for one in batch)] == ids(sent[:5])
+        assert realtime.position.cursor == sent[0].cursor
+        channel._buffer.put_back_many(batch[2:])
+        channel._buffer.settle_many(batch[:2])
+        assert realtime.position.cursor == sent[2].cursor
+        (one,) = await channel._receive_many(10, 1)
+        assert (one.event.id, one.attempt) == (sent[3].id, 2)
+        rest = await channel._receive_many(10, 10**6)
+        assert [one.event.id for one in rest] == ids(sent[4:])
+        channel._buffer.settle_many([one, *rest])
+        realtime.stop()
+        with pytest.raises(trio.EndOfChannel):
+            await channel._receive_many(10, 10**6)
+        await channel.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await channel._receive_many(10, 10**6)
+
+
+async def test_cancelled_receiving_together_loses_nothing(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (kadoa, realtime):
+        received: list[str] = []
+        channel = realtime.events
+        for n in range(200):
+            if n % 3 == 0:
+                kadoa.publish_many(5)
+            with trio.move_on_after(0.0005 * (n % 7)):
+                batch = await channel._receive_many(3, 10**6)
+                received += [one.event.id for one in batch]
+                channel._buffer.settle_many(batch)
+            await trio.sleep(0.0003 * (n % 5))
+        await trio.sleep(1)
+        while len(received) < len(kadoa.published):
+            batch = await channel._receive_many(1_000, 10**6)
+            received += [one.event.id for one in batch]
+            channel._buffer.settle_many(batch)
+        assert received == ids(kadoa.published)
+        assert realtime.position.cursor == kadoa.published[-1].cursor
+
+
+async def test_second_task_that_receives_together_from_one_handle_is_refused(autojump_clock: Any, pair: Any) -> None:
+    async with pair() as (_kadoa, realtime), trio.open_nursery() as nursery:
+        nursery.start_soon(realtime.events._receive_many, 1, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await realtime.events._receive_many(1, 1)
+        nursery.cancel_scope.cancel()
+
+
 async def test_no_worker_waits_while_there_are_events(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         begun: list[float] = []
