@@ -204,6 +204,37 @@ async def test_every_event_is_acknowledged_whenever_it_comes(autojump_clock: Clo
     assert api.cancelled == 0
 
 
+async def test_event_that_is_settled_while_the_workers_end_is_acknowledged(autojump_clock: Clock) -> None:
+    class Last(Api):
+        async def close_idle(self) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                acknowledger.settled(event(2))
+
+    api = Last()
+    async with running(api) as (acknowledger, _reporter):
+        acknowledger.settled(event(1))
+        await trio.sleep(3 * QUIET_AFTER - 0.1)
+        assert api.ids == ["e1", "e2"]
+
+
+async def test_workers_do_not_end_between_events(autojump_clock: Clock) -> None:
+    starts = 0
+
+    class Counting(Api):
+        async def close_idle(self) -> None:
+            nonlocal starts
+            starts += 1
+            await trio.sleep_forever()
+
+    async with running(Counting()) as (acknowledger, _reporter):
+        for number in range(20):
+            acknowledger.settled(event(number))
+            await trio.sleep(0.9 * QUIET_AFTER)
+    assert starts == 1
+
+
 async def test_event_that_is_settled_after_the_end_is_not_acknowledged(autojump_clock: Clock) -> None:
     api = Api()
     async with running(api) as (acknowledger, _reporter):
