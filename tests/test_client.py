@@ -1101,14 +1101,16 @@ async def test_second_task_that_receives_together_from_one_handle_is_refused(aut
         nursery.cancel_scope.cancel()
 
 
-async def test_no_worker_waits_while_there_are_events(autojump_clock: Any, pair: Any) -> None:
+async def test_no_worker_waits_while_there_are_events_and_they_come_in_order(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime):
         begun: list[float] = []
+        received: list[str] = []
 
         async def work(events: kadoa_trio.EventChannel) -> None:
             async with events:
-                async for _event in events:
+                async for event in events:
                     begun.append(trio.current_time())
+                    received.append(event.id)
                     await trio.sleep(1)
 
         async with trio.open_nursery() as nursery:
@@ -1116,8 +1118,9 @@ async def test_no_worker_waits_while_there_are_events(autojump_clock: Any, pair:
                 nursery.start_soon(work, realtime.events.clone())
             await trio.testing.wait_all_tasks_blocked()  # all of them wait
             start = trio.current_time()
-            kadoa.publish_many(40)
+            sent = kadoa.publish_many(40)
             await trio.sleep(11)
+            assert received == ids(sent)
             assert [time - start for time in begun] == pytest.approx([second for second in range(10) for _ in range(4)])
             nursery.cancel_scope.cancel()
 

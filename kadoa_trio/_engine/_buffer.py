@@ -232,12 +232,13 @@ class Buffer:
         return self._taken(self._line.popleft()) if self._line else None
 
     def split(self, batch: list[BufferedEvent]) -> BufferedEvent:
-        """Take the first event of a batch, and leave the others for those who receive next."""
+        """Take the oldest event when *batch* was received, and leave the others for those who receive next."""
         if batch is self._growing:
             self._growing = None
-        first = batch[0]
-        if len(batch) > 1:
-            self._line.extend(batch[1:])
+        line = self._line
+        line.extend(batch)
+        first = line.popleft()
+        if line:
             self._wake_waiting()
         return self._taken(first)
 
@@ -268,20 +269,22 @@ class Buffer:
             taken.append(line.popleft())
         self._events -= len(taken)
         self._bytes -= size
-        self._wake_waiting()
+        if line:
+            self._wake_waiting()
         if self._waiting:
             self._make_space()
         return taken
 
     def _wake_waiting(self) -> None:
-        """Give one event of what is left to each task that waits. They find the others when they ask again.
+        """Wake the tasks that wait, as many as there are events in the line. Each takes the oldest one when it runs.
 
-        So no task waits while there are events: the one that takes the last of them leaves nothing to be woken for.
+        So no task waits while there are events, and they come out in their order. What a task is woken with is an
+        empty batch, not its event: tasks run in no particular order.
         """
-        if self._line and not self.closed:
+        if not self.closed:
             waiting = self._receive.statistics().tasks_waiting_receive
             for _ in range(min(waiting, len(self._line))):
-                self._send.send_nowait([self._line.popleft()])
+                self._send.send_nowait([])
 
     def _taken(self, buffered: BufferedEvent) -> BufferedEvent:
         self._events -= 1

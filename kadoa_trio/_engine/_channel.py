@@ -240,12 +240,16 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
 
     @trio.lowlevel.enable_ki_protection
     async def _receive_batch(self) -> list[BufferedEvent]:
-        """Receive what was put into the buffer together. Cancelled, it has taken nothing."""
-        try:
-            return self._receive.receive_nowait()
-        except trio.WouldBlock:
-            # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
-            return await self._receive.receive()
+        """Receive what was put into the buffer together; empty if there are events in the line. Cancelled, it has taken nothing."""
+        while True:
+            try:
+                batch = self._receive.receive_nowait()
+            except trio.WouldBlock:
+                # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
+                batch = await self._receive.receive()
+            # Woken for the line, but another task was faster: wait again.
+            if batch or self._buffer.has_line:
+                return batch
 
     def _take(self) -> BufferedEvent:
         """Give the current event to a delivery, which settles it."""
