@@ -10,12 +10,14 @@ import attrs
 import hypothesis.strategies as st
 import pytest
 import trio
+import trio.testing
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kadoa_trio import Event, GapReason, Limits
 from kadoa_trio._engine._admission import Admission
 from kadoa_trio._engine._buffer import Buffer, BufferedEvent
+from kadoa_trio._engine._channel import EventChannel
 from kadoa_trio._engine._ledger import Ledger, Moment
 from kadoa_trio._engine._reporter import Reporter
 from kadoa_trio._settings import Settings
@@ -152,6 +154,34 @@ async def test_gap_is_published_and_observed() -> None:
     assert parts.observer.changes == 1
     with pytest.raises(trio.WouldBlock):
         parts.reporter.notices.receive_nowait()
+
+
+@pytest.mark.parametrize("waiting", [1, 2, 3])
+async def test_handle_that_is_closed_after_it_was_woken_leaves_the_events_to_the_others(waiting: int) -> None:
+    parts = Parts(buffered=10)
+    handles = [EventChannel(parts.buffer) for _ in range(waiting + 1)]
+    received: list[str] = []
+
+    async def receive(handle: EventChannel) -> None:
+        try:
+            received.append((await handle.receive()).id)
+        except trio.ClosedResourceError:
+            received.append("closed")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive, handles[0])
+        await trio.testing.wait_all_tasks_blocked()
+        for handle in handles[1:]:
+            nursery.start_soon(receive, handle)
+        await trio.testing.wait_all_tasks_blocked()
+        parts.admission.admit_many([event(number) for number in range(1, waiting + 1)], 1, at(1), at(1))
+        handles[0].close()  # it has been handed the events, and has not run yet
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(received) == sorted(["closed", *(f"e{number}" for number in range(1, waiting + 1))])
+        nursery.cancel_scope.cancel()
+    for handle in handles[1:]:
+        handle.settle()
+    assert parts.ledger.unsettled == 0
 
 
 # ---- in lists --------------------------------------------------------------------------------------------------------

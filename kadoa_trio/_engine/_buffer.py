@@ -275,6 +275,13 @@ class Buffer:
             self._make_space()
         return taken
 
+    def give_back(self, batch: list[BufferedEvent]) -> None:
+        """Leave what was received to other handles: the one that was woken for it is closed."""
+        if batch is self._growing:
+            self._growing = None
+        self._line.extend(batch)
+        self._wake_waiting()
+
     def _wake_waiting(self) -> None:
         """Wake the tasks that wait, as many as there are events in the line. Each takes the oldest one when it runs.
 

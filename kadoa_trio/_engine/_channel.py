@@ -247,6 +247,9 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             except trio.WouldBlock:
                 # It takes with no checkpoint after it, or is handed a batch while it waits: never cancelled and taken.
                 batch = await self._receive.receive()
+            if self._closed:  # between being woken and running
+                self._buffer.give_back(batch)
+                raise trio.ClosedResourceError
             # Woken for the line, but another task was faster: wait again.
             if batch or self._buffer.has_line:
                 return batch
