@@ -71,6 +71,7 @@ class Buffer:
         self._max_events = settings.limits.buffered_events
         self._max_bytes = settings.limits.buffered_bytes
         self._max_unsettled = settings.limits.unsettled
+        self._low_events = _LOW_WATER * settings.limits.buffered_events
         self._max_settled: float = math.inf
         self._in_hand = 0  # admitted and not settled; counted because it may be settled before the next save
         self._ledger = ledger
@@ -113,9 +114,7 @@ class Buffer:
 
     def _is_low(self) -> bool:
         """Return whether a buffer that was full takes events again: not one wake-up for each event that is received."""
-        return (
-            self._events <= _LOW_WATER * self._max_events and self._bytes <= _LOW_WATER * self._max_bytes
-        ) or self.closed
+        return (self._events <= self._low_events and self._bytes <= _LOW_WATER * self._max_bytes) or self.closed
 
     def count_fitting(self, events: Sequence[Event]) -> int:
         """Return how many of *events*, from the first one on, may be admitted now for certain."""
@@ -296,7 +295,7 @@ class Buffer:
     def _taken(self, buffered: BufferedEvent) -> BufferedEvent:
         self._events -= 1
         self._bytes -= buffered.event.size
-        if self._waiting:
+        if self._waiting and self._events <= self._low_events:
             self._make_space()
         return buffered
 
@@ -315,7 +314,7 @@ class Buffer:
         self._ledger.settle(entry)
         for observer in self._observers:
             observer.settled(event)
-        if self._waiting or self._paused:
+        if self._paused or (self._waiting and self._events <= self._low_events):
             self._make_space()
 
     def settle_taken(self, buffered: BufferedEvent) -> None:
