@@ -98,14 +98,14 @@ class KadoaApi:
             AttemptError: Kadoa refused it, or the network failed.
         """
         content, timeout = json.dumps({"id": event_id}).encode(), self._settings.timeouts.token
-        url = _acknowledge_url(self._settings)
-        if self._kept is None and can_keep(Address.of(url), self._settings):
-            self._kept = keep_connections(url, self._settings, self._secrets)
-        if self._kept is None:
-            await self._http.request("acknowledge", "POST", url, timeout=timeout, content=content, final=False)
-        else:
-            answer = await self._kept.post(content, timeout)
-            self._http.conclude("acknowledge", answer, timeout, final=False)
+        kept = self._kept
+        if kept is None:
+            url = _acknowledge_url(self._settings)
+            if not can_keep(Address.of(url), self._settings):
+                await self._http.request("acknowledge", "POST", url, timeout=timeout, content=content, final=False)
+                return
+            kept = self._kept = keep_connections(url, self._settings, self._secrets)
+        self._http.conclude("acknowledge", await kept.post(content, timeout), timeout, final=False)
 
     def _secrets(self) -> tuple[Secret, ...]:
         return self._http.secrets

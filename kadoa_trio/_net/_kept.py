@@ -231,7 +231,8 @@ class _Connection:
                 headers = [header for header in event.headers if header[0] in _READ]
                 retry_after, encoding = (_join(headers, name) for name in _READ)
                 answer.begin(event.status_code, retry_after, encoding, *secrets())
-                scope.deadline = min(scope.deadline, answer.deadline())
+                if answer.deadline() < scope.deadline:
+                    scope.deadline = answer.deadline()
             elif isinstance(event, h11.EndOfMessage):
                 answer.complete = True
                 return self._is_reusable()
