@@ -33,10 +33,10 @@ TEAM: Final = "team-1"
 SECRETS: Final = ("S3CR3TKEY", "S3CR3TTOKEN")
 LIFE_OF_A_CONNECTION: Final = 5 * 3_600.0
 """A connection may be replaced for its age after this many seconds."""
-STUCK: Final = 5
-"""Connections in a row that may resume from one cursor although each brought a part of the replay."""
+STUCK: Final = 3
+"""Connections in a row that may resume from one cursor although each could have moved it."""
 STUCK_TIME: Final = 50.0
-"""Those of the last seconds do not count: what a connection brought counts as replayed 30 s later, in the next one."""
+"""A connection can move it this many seconds after the first one: what that one brought counts as replayed 30 s later."""
 LONGEST_ID: Final = 256
 """A longer id, in characters, is replaced by one of the client's."""
 FIRST_WAIT: Final = 0.55
@@ -687,7 +687,8 @@ class Server:
             self.same_cursor = []
             return
         self.same_cursor.append(conn)
-        if sum(conn.live_at - one.live_at > STUCK_TIME for one in self.same_cursor) >= STUCK:
+        first = self.same_cursor[0]
+        if sum(one.live_at - first.live_at > STUCK_TIME for one in self.same_cursor) >= STUCK:
             self.world.fail(
                 "not deaf",
                 f"{len(self.same_cursor)} connections in a row resumed from {conn.cursor}, although each brought a "
