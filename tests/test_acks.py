@@ -243,6 +243,8 @@ async def test_event_that_is_settled_after_the_end_is_not_acknowledged(autojump_
     assert not api.sent
     await acknowledger.finish(trio.current_time() + 1)
     assert api.ids == ["e1"]
+    acknowledger.settled(event(2))  # the program settles it after it has left the client
+    assert (acknowledger.waiting, acknowledger.sent, acknowledger.dropped) == (0, 1, 1)
 
 
 # --- pauses ---

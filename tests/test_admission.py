@@ -242,7 +242,6 @@ SOURCE = (
     "trusted",
     "decided",
     "doubted",
-    "replays",
     "admitted",
     "by_newer",
     "first_event",

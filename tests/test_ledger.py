@@ -592,6 +592,28 @@ def test_silent_replacement_is_doubted_until_its_next_event() -> None:
         assert found == ([] if repeats else [GapReason.NOT_REPLAYED])
 
 
+@pytest.mark.parametrize("short", [0.5, 9.0, 35.0, 55.0])
+def test_event_of_a_short_connection_that_owed_others_is_no_proof(short: float) -> None:
+    ledger = led(10)
+    ledger.ended(1, at(0))
+    opened(ledger, 2, 1)
+    feed(ledger, 2, 11, 12, seconds=1)
+    ledger.ended(2, at(2))
+    # The server has forgotten everything. One event comes, and the connection ends before it is judged.
+    opened(ledger, 3, 3)
+    feed(ledger, 3, 20, seconds=3)
+    ledger.tick(3, at(3 + short))
+    assert ledger.ended(3, at(3 + short)) == []
+    opened(ledger, 4, 4 + short)
+    assert feed(ledger, 4, 20, seconds=4 + short) == []
+    gaps = ledger.tick(4, at(5 + short + TRUSTED))
+    assert [*reasons(gaps), *feed(ledger, 4, 21, seconds=6 + short + TRUSTED)] == [GapReason.NOT_REPLAYED]
+    (gap,) = ledger.gaps
+    assert gap.since is not None
+    assert gap.since <= at(1)[0]
+    assert gap.until >= at(3)[0]
+
+
 def test_replacement_of_unstable_connections_is_believed_when_it_repeats_their_events() -> None:
     ledger = led(10)
     ledger.ended(1, at(TRUSTED))

@@ -77,6 +77,7 @@ class Acknowledger:
         self._nursery: trio.Nursery | None = None
         self._runs = False
         """Whether there are workers."""
+        self._finished = False
         self._tried = 0
         self._pace = Pace(ACKNOWLEDGEMENTS_PER_SECOND, ACKNOWLEDGEMENTS_BURST)
         self._paused_until = 0.0
@@ -95,6 +96,9 @@ class Acknowledger:
         """Acknowledge a settled event some time soon."""
         if event.id_source != "id":
             return  # the server does not know this id
+        if self._finished:
+            self.dropped += 1
+            return
         self._waiting.append(event.id)
         if len(self._waiting) > MAX_ACKNOWLEDGEMENTS:
             self._waiting.popleft()
@@ -191,6 +195,7 @@ class Acknowledger:
             async with trio.open_nursery() as nursery:
                 for _ in range(ACKNOWLEDGEMENTS_IN_FLIGHT):
                     nursery.start_soon(self._finish)
+        self._finished = True
         self.dropped += len(self._waiting)
         self._waiting.clear()
 

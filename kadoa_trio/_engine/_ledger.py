@@ -41,8 +41,9 @@ connection has *joined* the line of the leader before it if both delivered the
 same id, or if it replays: the line was in order up to that event, and the
 connection is in order from there. If the connection was asked to resume, the
 ledger assumes that it did, unless the events contradict: another connection
-delivered events past the cursor, and this one brought new events but none of
-those. Everything else is a `Gap`. A shared id proves that nothing is missing
+delivered events past the cursor, and this one brought events, but none of
+those. To repeat an event of a connection that itself contradicted proves
+nothing. Everything else is a `Gap`. A shared id proves that nothing is missing
 in the end, not that nothing is missing yet. So it settles the question of the
 gap, and does not move the cursor.
 """
@@ -98,10 +99,12 @@ _Reading = tuple[datetime, float | None]
 class _Line:
     """A part of the stream without a hole. `join` makes two of them one (union-find)."""
 
-    __slots__ = ("_into",)
+    __slots__ = ("_into", "grounded")
 
     def __init__(self) -> None:
         self._into: _Line | None = None
+        self.grounded: bool = False
+        """Of a root: whether a connection on it repeated what it owed, or owed nothing. Only then is its repeat a proof."""
 
     def root(self) -> _Line:
         line = self
@@ -115,6 +118,7 @@ class _Line:
         mine, theirs = self.root(), other.root()
         if mine is not theirs:
             mine._into = theirs
+            theirs.grounded = theirs.grounded or mine.grounded
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
@@ -289,8 +293,8 @@ class _Source:
     """Whether its replay is known to be over, or it had none."""
     decided: bool = False
     """Whether the ledger has decided if it continued the stream without a hole."""
-    replays: bool = False
-    """Whether it has delivered a part of the replay past the cursor that it subscribed with."""
+    repeats: bool = False
+    """Whether it has repeated an event past the cursor that it subscribed with."""
     admitted: int = 0
     """How many events it delivered first."""
     by_newer: int = 0
@@ -589,8 +593,12 @@ class Ledger:
             now: the time.
             unread: True if events that the connection had received may not have been read.
         """
-        source = self._sources.pop(generation, None)
-        if source is None or source is not self._leader:
+        source = self._sources.get(generation)
+        if source is None:
+            return []
+        self._ground(source)
+        del self._sources[generation]
+        if source is not self._leader:
             return []
         if unread:
             self._unread = True
@@ -633,12 +641,22 @@ class Ledger:
             self._replayed(leader, one)
         return leader
 
+    def _ground(self, source: _Source) -> None:
+        """Record if a connection owes nothing: who repeats one of its events then continues the stream as it does."""
+        if not self._owes(source):
+            source.line.root().grounded = True
+
     def _owes(self, source: _Source) -> bool:
-        """Return whether others delivered events past its cursor, and it has repeated none of them."""
+        """Return whether others delivered events past its cursor, and it has repeated none of them.
+
+        It has not if it has only repeated those of a connection that itself owed
+        others: the server may have forgotten these others before both.
+        """
+        root = source.line.root()
         return (
             source.asked
-            and not source.replays
-            and source.line.root() is not self._whole()
+            and not root.grounded
+            and root is not self._whole()
             and self._admitted - source.admitted_before - source.by_newer > source.admitted
         )
 
@@ -652,7 +670,7 @@ class Ledger:
                 gaps.append(self._gap(source, source.unasked_because, now))
             elif self._unread:
                 gaps.append(self._gap(source, GapReason.UNREAD, now))
-            elif owes and source.admitted:
+            elif owes and (source.admitted or source.repeats):
                 gaps.append(self._gap(source, GapReason.NOT_REPLAYED, now))
             elif owes:
                 source.doubted = True
@@ -779,6 +797,10 @@ class Ledger:
         self._hear(source, now)
         # An event from the log shows nothing about what a connection owes.
         if entry.generation != _FROM_LOG and entry.seq >= source.baseline and entry.line is not source.line:
+            other = self._sources.get(entry.generation)
+            if other is not None:
+                self._ground(other)
+            source.repeats = True
             self._join(source, entry.line)
         if cursor is not None:
             source.last = arrived
@@ -982,9 +1004,15 @@ class Ledger:
             return False  # repeated: no sign that the replay goes on
         source.replayed_key = key
         source.last_sign = one.clock
-        if source.asked and source.cursor_key is not None and key > source.cursor_key and self._line is not None:
+        if (
+            source.asked
+            and source.cursor_key is not None
+            and key > source.cursor_key
+            and self._line is not None
+            and not self._owes(source)
+        ):
             # A replay that was not promised may begin anywhere: it shows that the events before it are held, not that
-            # those after the cursor came.
+            # those after the cursor came. One that brings none of those that others delivered does not begin there, either.
             self._join(source, self._line)
         return True
 
@@ -1004,8 +1032,8 @@ class Ledger:
     def _join(self, source: _Source, line: _Line) -> None:
         """Record that a connection continues a line without a hole."""
         source.line.join(line)
-        source.replays = True
-        if source.doubted:
+        root = source.line.root()
+        if source.doubted and (root.grounded or root is self._whole()):
             source.doubted = False
             self._line = source.line
 
