@@ -41,7 +41,11 @@ class EventChannelStatistics:
     """The size of their frames, in bytes."""
     max_buffered_bytes: int
     unsettled: int
-    """The span from the oldest unsettled event to the newest one admitted."""
+    """The span from the oldest unsettled event to the newest one admitted.
+
+    A step of the resume cursor without an event, and the end of a repair,
+    count as one event each, so that it may be one more than the maximum.
+    """
     max_unsettled: int
     oldest_unsettled: str | None
     """The id of the event that the position waits for."""
