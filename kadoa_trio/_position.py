@@ -72,6 +72,8 @@ class Position:
     """False if the server announced that it does not resume from `cursor`: the next run then reports a possible gap."""
     gaps: tuple[Gap, ...] = ()
     """Possible gaps that no repair has closed, oldest first, maximum 100."""
+    unproved: tuple[str, ...] = ()
+    """Those of `settled` whose connection had not repeated what it owed: a repeat of them does not prove a replay."""
 
     def to_json(self) -> str:
         """Return the position as JSON, for a store of your own. People can read it, and it has a version."""
@@ -93,6 +95,7 @@ class Position:
                     for gap in self.gaps
                 ],
                 "settled": self.settled,
+                "unproved": self.unproved,
                 "recent": self.recent,
             }
         )
@@ -119,6 +122,7 @@ class Position:
                 last_life=_read_time(data["last_life"]),
                 promised=data.get("promised", True) is not False,
                 gaps=tuple(map(_read_gap, data["gaps"])),
+                unproved=_texts(data.get("unproved", [])),
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise ValueError(f"not a position: {type(exc).__name__} in its {exc}") from None

@@ -614,6 +614,42 @@ def test_event_of_a_short_connection_that_owed_others_is_no_proof(short: float) 
     assert gap.until >= at(3)[0]
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_event_that_is_no_proof_is_none_after_a_restart_either(restarts: int) -> None:
+    ledger = led(10)
+    ledger.ended(1, at(0))
+    opened(ledger, 2, 1)
+    feed(ledger, 2, 11, 12, seconds=1)
+    assert ledger.settled_position().unproved == ()
+    ledger.ended(2, at(2))
+    for number in range(restarts):
+        ledger = CheckedLedger(WINDOW, Position.from_json(ledger.settled_position().to_json()))
+        opened(ledger, 1, 3 + number)
+        feed(ledger, 1, 20 + number, seconds=3 + number)  # the server has forgotten everything before
+        assert ledger.settled_position().unproved == tuple(name(20 + n) for n in range(number + 1))
+        if number:
+            ledger.ended(1, at(3 + number))
+    ledger = CheckedLedger(WINDOW, ledger.settled_position())
+    opened(ledger, 1, 10)
+    feed(ledger, 1, *(20 + number for number in range(restarts)), seconds=10)
+    gaps = ledger.tick(1, at(11 + TRUSTED))
+    assert [*reasons(gaps), *feed(ledger, 1, 30, seconds=12 + TRUSTED)] == [GapReason.NOT_REPLAYED]
+    assert ledger.settled_position().unproved == ()
+
+
+def test_settled_events_of_a_restart_are_proof_if_they_were_before() -> None:
+    ledger = led(10)
+    ledger.ended(1, at(0))
+    opened(ledger, 2, 1)
+    feed(ledger, 2, 11, 12, seconds=1)
+    ledger = CheckedLedger(WINDOW, ledger.settled_position())  # killed: the connection had not ended
+    opened(ledger, 1, 3)
+    feed(ledger, 1, 11, 12, 13, seconds=3)
+    assert ledger.settled_position().unproved == ()
+    assert ledger.tick(1, at(4 + TRUSTED)) == []
+    assert ledger.resume_cursor == cursor(13)
+
+
 def test_replacement_of_unstable_connections_is_believed_when_it_repeats_their_events() -> None:
     ledger = led(10)
     ledger.ended(1, at(TRUSTED))

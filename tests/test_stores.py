@@ -933,6 +933,7 @@ ids = st.lists(st.text(), max_size=5).map(tuple)
         last_life=st.none() | times,
         promised=st.booleans(),
         gaps=st.lists(gaps, max_size=3).map(tuple),
+        unproved=ids,
     )
 )
 def test_position_survives_json(position: Position) -> None:

@@ -431,9 +431,12 @@ class Ledger:
         self._cursor_admitted = self._admitted
         if not position.promised:
             self._unpromised_seq = self._cursor_seq
+        unproved, apart = frozenset(position.unproved), _Line()
         for event_id in settled:
             self._admitted += 1
             entry = self._remember(event_id)
+            if event_id in unproved:
+                entry.line = apart
             if self._cursor is not None:
                 self._put_ahead(entry)
 
@@ -646,17 +649,19 @@ class Ledger:
         if not self._owes(source):
             source.line.root().grounded = True
 
+    def _is_grounded(self, line: _Line) -> bool:
+        root = line.root()
+        return root.grounded or root is self._whole()
+
     def _owes(self, source: _Source) -> bool:
         """Return whether others delivered events past its cursor, and it has repeated none of them.
 
         It has not if it has only repeated those of a connection that itself owed
         others: the server may have forgotten these others before both.
         """
-        root = source.line.root()
         return (
             source.asked
-            and not root.grounded
-            and root is not self._whole()
+            and not self._is_grounded(source.line)
             and self._admitted - source.admitted_before - source.by_newer > source.admitted
         )
 
@@ -1032,8 +1037,7 @@ class Ledger:
     def _join(self, source: _Source, line: _Line) -> None:
         """Record that a connection continues a line without a hole."""
         source.line.join(line)
-        root = source.line.root()
-        if source.doubted and (root.grounded or root is self._whole()):
+        if source.doubted and self._is_grounded(source.line):
             source.doubted = False
             self._line = source.line
 
@@ -1203,7 +1207,16 @@ class Ledger:
             last_life=self.last_life,
             promised=tail.cursor is None or not (self._unpromised or tail.seq <= self._unpromised_seq),
             gaps=tuple(gaps),
+            unproved=tuple(event_id for event_id in settled if not self._is_proof(event_id)),
         )
+
+    def _is_proof(self, event_id: str) -> bool:
+        """Return whether a connection that repeats an event continues the stream for certain; see `_owes`."""
+        entry = self._ids.get(event_id)
+        if entry is not None and entry.generation != _FROM_LOG and not self._is_grounded(entry.line):
+            source = self._sources.get(entry.generation)
+            return source is not None and not self._owes(source)
+        return True
 
     # ---- invariants --------------------------------------------------------------------------------------------
 
