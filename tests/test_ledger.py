@@ -614,6 +614,16 @@ def test_event_of_a_short_connection_that_owed_others_is_no_proof(short: float) 
     assert gap.until >= at(3)[0]
 
 
+def test_repeat_of_a_held_event_continues_the_stream() -> None:
+    ledger = led(10)
+    ledger.ended(1, at(0))
+    ledger.admit_apart(name(11))
+    opened(ledger, 2, 1)
+    feed(ledger, 2, 11, 12, seconds=1)
+    assert ledger.tick(2, at(2 + TRUSTED)) == []
+    assert ledger.gaps == ()
+
+
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_event_that_is_no_proof_is_none_after_a_restart_either(restarts: int) -> None:
     ledger = led(10)

@@ -1052,7 +1052,9 @@ class Ledger:
         """Record a new event that was held and whose connection has ended. The resume cursor does not move."""
         self._seq += 1
         self._admitted += 1
-        entry = Entry(self._seq, event_id, _RESTORED, _Line())
+        line = _Line()
+        line.grounded = True  # its connection was not asked to resume, and so owed nothing
+        entry = Entry(self._seq, event_id, _RESTORED, line)
         self._record(entry)
         if self._cursor is not None:
             self._put_ahead(entry)
