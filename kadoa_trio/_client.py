@@ -462,7 +462,7 @@ async def _run(
     error: BaseException | None = None
     crash: BaseException | None = None
     realtime: Realtime | None = None
-    async with open_api(api_key=api_key, settings=settings, wall_clock=wall_clock) as http:
+    async with open_api(api_key=api_key, settings=settings, calls=options.repair_gaps, wall_clock=wall_clock) as http:
         reporter.censor = http.censor
         assembly = _Assembly(http, settings, options, rng, reporter)
         leaving_at = math.inf

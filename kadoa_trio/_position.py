@@ -73,7 +73,11 @@ class Position:
     gaps: tuple[Gap, ...] = ()
     """Possible gaps that no repair has closed, oldest first, maximum 100."""
     unproved: tuple[str, ...] = ()
-    """Those of `settled` whose connection had not repeated what it owed: a repeat of them does not prove a replay."""
+    """Those of `settled` that came on a connection that had repeated none of the events delivered before it.
+
+    If the server sends one of them again, that does not show that it sends
+    again everything after `cursor`.
+    """
 
     def to_json(self) -> str:
         """Return the position as JSON, for a store of your own. People can read it, and it has a version."""

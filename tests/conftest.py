@@ -25,10 +25,8 @@ def _environment_stays_as_it_is() -> Iterator[None]:
     """Fail a test that leaves a variable of the environment changed: a later one in the same process would suffer for it."""
     before = dict(os.environ)
     yield
-    after = dict(os.environ)
-    after.pop("PYTEST_CURRENT_TEST", None)
-    before.pop("PYTEST_CURRENT_TEST", None)
-    assert after == before
+    changed = {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}
+    assert not changed  # their names only, because the values may be secrets
 
 
 class Pair(Protocol):

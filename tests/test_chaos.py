@@ -57,6 +57,7 @@ QUICK = (
     "repeated_ids_are_handed_out",
     "possible_gaps_are_not_reported",
     "silence_is_not_noticed",
+    "a_replay_moves_no_cursor",
     "neighbours_are_swapped",
     "events_are_settled_when_they_are_received",
     "there_is_always_space",

@@ -7,6 +7,7 @@ log record of any logger at any level has the key.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import gzip
 import json
@@ -17,7 +18,7 @@ import struct
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from _loopback import chain, everything_said, read_head, server_tls, serving, tr
 from _memory import MemoryServers
 from _processes import finished
 
-from kadoa_trio import Timeouts, __version__
+from kadoa_trio import Timeouts, __version__, open_forwarder, open_realtime
 from kadoa_trio._errors import (
     AttemptError,
     AuthenticationError,
@@ -57,6 +58,7 @@ from kadoa_trio._net._http import (
 )
 from kadoa_trio._redact import Secret, censor, presentable
 from kadoa_trio._settings import Endpoints, Settings
+from kadoa_trio.workspace import open_notifications
 
 KEY = "tk-0f8b1c2d-s3cr3t/k3y+for=tests"
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -745,6 +747,38 @@ async def test_other_hosts_are_reached_through_the_proxy(monkeypatch: pytest.Mon
     assert asked[0].startswith(b"CONNECT far.example:443 ")
     assert KEY.encode() not in asked[0]
     assert isinstance(error, AttemptError)
+
+
+@pytest.mark.parametrize("calls", [True, False])
+async def test_proxy_that_only_httpx_needs_shows_at_once_if_httpx_is_needed(
+    monkeypatch: pytest.MonkeyPatch, calls: bool, client_of_tokens: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "gopher://unusable")
+    needed = calls or client_of_tokens == "httpx"
+    expected = pytest.raises(ConfigurationError, match="proxy") if needed else contextlib.nullcontext()
+    with expected:
+        async with open_api(api_key=Secret(KEY), settings=Settings(), calls=calls):
+            pass
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        lambda: open_forwarder("https://far.example/hook"),
+        lambda: open_notifications(KEY),
+        lambda: open_realtime(KEY, repair_gaps=True),
+    ],
+    ids=["forwarder", "notifications", "repair"],
+)
+async def test_unusable_proxy_is_an_error_of_opening(
+    monkeypatch: pytest.MonkeyPatch, opening: Callable[[], AbstractAsyncContextManager[object]]
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "gopher://unusable")
+    with pytest.raises(ConfigurationError, match="proxy"):
+        async with opening():
+            pytest.fail("opened")
 
 
 async def test_proxy_is_not_read_if_all_endpoints_are_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

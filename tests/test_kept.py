@@ -17,6 +17,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 import h11
@@ -36,7 +37,7 @@ from kadoa_trio._net import _api
 from kadoa_trio._net._api import KadoaApi, open_api
 from kadoa_trio._net._dial import Address
 from kadoa_trio._net._http import _BYTES_A_CHUNK, _CHUNKS, CHUNKS_AT_ONCE, MAX_ANSWER
-from kadoa_trio._net._kept import KEPT_FOR, can_keep, keep_connections
+from kadoa_trio._net._kept import KEPT_FOR, KeptConnections, can_keep, keep_connections
 from kadoa_trio._redact import Secret
 from kadoa_trio._settings import Settings
 
@@ -107,11 +108,9 @@ async def in_memory(handler: Handler, *, secure: bool = False, **options: Any) -
     servers = MemoryServers(handler, handler)
     addresses = {**LOCAL, "realtime_api": "https://127.0.0.1:1"} if secure else LOCAL
     settings = Settings(endpoints=Endpoints(network=servers, **addresses), **options)
-    async with servers.running(), open_api(api_key=Secret(KEY), settings=settings) as api:
-        assert api._kept is None
-        api._kept = keep_connections(_api._acknowledge_url(settings), settings, lambda: api.secrets)
-        yield api
-        await api._kept.aclose()
+    with mock.patch.object(_api, "can_keep", return_value=True):
+        async with servers.running(), open_api(api_key=Secret(KEY), settings=settings) as api:
+            yield api
 
 
 @asynccontextmanager
@@ -122,9 +121,14 @@ async def on_loopback(url: str, **options: Any) -> AsyncIterator[KadoaApi]:
             yield api
 
 
+def connections(api: KadoaApi) -> KeptConnections:
+    kept = api._connections()
+    assert kept is not None
+    return kept
+
+
 def idle(api: KadoaApi) -> int:
-    assert api._kept is not None
-    return len(api._kept._idle)
+    return len(connections(api)._idle)
 
 
 async def failure(api: KadoaApi) -> AttemptError:
@@ -281,15 +285,15 @@ async def test_answer_of_a_server_that_does_not_read_the_request_is_read(autojum
         await stream.send_all(ANSWERS["retry after"])
 
     async with in_memory(handler) as api:
-        assert api._kept is not None
-        opened = api._kept._open
+        kept = connections(api)
+        opened = kept._open
 
         async def late() -> trio.abc.Stream:
             stream = await opened()
             await trio.testing.wait_all_tasks_blocked()  # the server has closed it: sending fails
             return stream
 
-        api._kept._open = late
+        kept._open = late
         error = await failure(api)
         assert (error.status, error.retry_after) == (429, 120.0)
 
@@ -324,6 +328,17 @@ async def test_connection_is_closed_when_it_is_not_used(autojump_clock: Clock) -
             await trio.sleep(100)
         nursery.cancel_scope.cancel()
     assert server.streams == 6
+
+
+async def test_first_connection_of_a_client_is_closed_when_it_is_not_used(autojump_clock: Clock) -> None:
+    server = Server(OK)
+    async with in_memory(server) as api, trio.open_nursery() as nursery:
+        nursery.start_soon(api.close_idle)
+        await trio.testing.wait_all_tasks_blocked()  # it runs before there is anything to close
+        await api.acknowledge("e")
+        await trio.sleep(KEPT_FOR + 0.1)
+        assert (server.streams, server.ended) == (1, 1)
+        nursery.cancel_scope.cancel()
 
 
 async def test_connection_that_was_not_used_for_long_is_not_used_again(autojump_clock: Clock) -> None:
@@ -591,8 +606,7 @@ async def test_endless_body_is_read_to_the_limit_only(autojump_clock: Clock) -> 
         await api.acknowledge("e")
         assert idle(api) == 0
         assert taken <= MAX_ANSWER + 1024
-        assert api._kept is not None
-        answer = await api._kept.post(b'{"id": "e"}', 10)
+        answer = await connections(api).post(b'{"id": "e"}', 10)
         assert (len(answer.body), answer.complete) == (MAX_ANSWER, True)
 
 
@@ -610,8 +624,7 @@ async def test_answer_in_tiny_pieces_lets_other_tasks_run(autojump_clock: Clock,
     headers = b"HTTP/1.1 200 OK\r\n" + b"a:\r\n" * 100_000
     async with in_memory(Server(chunks if flood == "chunks" else headers)) as api, trio.open_nursery() as nursery:
         nursery.start_soon(other)
-        assert api._kept is not None
-        answer = await api._kept.post(b'{"id": "e"}', 10)
+        answer = await connections(api).post(b'{"id": "e"}', 10)
         nursery.cancel_scope.cancel()
     most = _CHUNKS + MAX_ANSWER // _BYTES_A_CHUNK
     assert (answer.complete, answer.chunks) == ((True, most) if flood == "chunks" else (False, 0))
@@ -868,14 +881,14 @@ async def test_what_a_network_logs_while_it_connects_is_censored(
 ) -> None:
     leaks.guard(KEY)
     async with in_memory(Server(OK)) as api:
-        assert api._kept is not None
-        opened = api._kept._open
+        kept = connections(api)
+        opened = kept._open
 
         async def talkative() -> trio.abc.Stream:
             logging.getLogger("dialler").info("connecting for %s", KEY)
             return await opened()
 
-        api._kept._open = talkative
+        kept._open = talkative
         await api.acknowledge("e")
     assert "connecting for [secret]" in caplog.text
 

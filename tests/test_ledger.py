@@ -614,6 +614,21 @@ def test_event_of_a_short_connection_that_owed_others_is_no_proof(short: float) 
     assert gap.until >= at(3)[0]
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_connection_owes_what_came_after_another_one_repeated_it(ends: bool) -> None:
+    ledger = led(10)
+    opened(ledger, 2, 1)
+    opened(ledger, 3, 1)
+    feed(ledger, 2, 11, seconds=2)
+    feed(ledger, 3, 11, seconds=2)  # at this time, connection 2 owes nothing
+    feed(ledger, 1, 12, 13, seconds=3)
+    assert ledger.ended(1, at(4)) == []
+    if ends:
+        ledger.ended(3, at(4))
+    found = [*reasons(ledger.tick(2, at(5 + TRUSTED))), *feed(ledger, 2, 20, seconds=6 + TRUSTED)]
+    assert found == [GapReason.NOT_REPLAYED]
+
+
 def test_repeat_of_a_held_event_continues_the_stream() -> None:
     ledger = led(10)
     ledger.ended(1, at(0))

@@ -99,12 +99,12 @@ _Reading = tuple[datetime, float | None]
 class _Line:
     """A part of the stream without a hole. `join` makes two of them one (union-find)."""
 
-    __slots__ = ("_into", "grounded")
+    __slots__ = ("_into", "owing")
 
     def __init__(self) -> None:
         self._into: _Line | None = None
-        self.grounded: bool = False
-        """Of a root: whether a connection on it repeated what it owed, or owed nothing. Only then is its repeat a proof."""
+        self.owing: bool = False
+        """Of the line of one connection, not of what it was joined with: whether that had ended while it owed events."""
 
     def root(self) -> _Line:
         line = self
@@ -118,7 +118,6 @@ class _Line:
         mine, theirs = self.root(), other.root()
         if mine is not theirs:
             mine._into = theirs
-            theirs.grounded = theirs.grounded or mine.grounded
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
@@ -295,6 +294,8 @@ class _Source:
     """Whether the ledger has decided if it continued the stream without a hole."""
     repeats: bool = False
     """Whether it has repeated an event past the cursor that it subscribed with."""
+    replays: bool = False
+    """Whether that was an event of a connection that owed nothing at that time."""
     admitted: int = 0
     """How many events it delivered first."""
     by_newer: int = 0
@@ -432,6 +433,7 @@ class Ledger:
         if not position.promised:
             self._unpromised_seq = self._cursor_seq
         unproved, apart = frozenset(position.unproved), _Line()
+        apart.owing = True
         for event_id in settled:
             self._admitted += 1
             entry = self._remember(event_id)
@@ -599,7 +601,7 @@ class Ledger:
         source = self._sources.get(generation)
         if source is None:
             return []
-        self._ground(source)
+        source.line.owing = self._owes(source)
         del self._sources[generation]
         if source is not self._leader:
             return []
@@ -644,24 +646,16 @@ class Ledger:
             self._replayed(leader, one)
         return leader
 
-    def _ground(self, source: _Source) -> None:
-        """Record if a connection owes nothing: who repeats one of its events then continues the stream as it does."""
-        if not self._owes(source):
-            source.line.root().grounded = True
-
-    def _is_grounded(self, line: _Line) -> bool:
-        root = line.root()
-        return root.grounded or root is self._whole()
-
     def _owes(self, source: _Source) -> bool:
-        """Return whether others delivered events past its cursor, and it has repeated none of them.
+        """Return whether others delivered events past its cursor, and it has not shown that it continues the stream.
 
-        It has not if it has only repeated those of a connection that itself owed
-        others: the server may have forgotten these others before both.
+        To repeat an event of a connection that itself owed others shows
+        nothing: the server may have forgotten these others before both.
         """
         return (
             source.asked
-            and not self._is_grounded(source.line)
+            and not source.replays
+            and source.line.root() is not self._whole()
             and self._admitted - source.admitted_before - source.by_newer > source.admitted
         )
 
@@ -802,10 +796,8 @@ class Ledger:
         self._hear(source, now)
         # An event from the log shows nothing about what a connection owes.
         if entry.generation != _FROM_LOG and entry.seq >= source.baseline and entry.line is not source.line:
-            other = self._sources.get(entry.generation)
-            if other is not None:
-                self._ground(other)
             source.repeats = True
+            source.replays = source.replays or self._is_proof(event_id)
             self._join(source, entry.line)
         if cursor is not None:
             source.last = arrived
@@ -1037,7 +1029,7 @@ class Ledger:
     def _join(self, source: _Source, line: _Line) -> None:
         """Record that a connection continues a line without a hole."""
         source.line.join(line)
-        if source.doubted and self._is_grounded(source.line):
+        if source.doubted and (source.replays or source.line.root() is self._whole()):
             source.doubted = False
             self._line = source.line
 
@@ -1052,9 +1044,7 @@ class Ledger:
         """Record a new event that was held and whose connection has ended. The resume cursor does not move."""
         self._seq += 1
         self._admitted += 1
-        line = _Line()
-        line.grounded = True  # its connection was not asked to resume, and so owed nothing
-        entry = Entry(self._seq, event_id, _RESTORED, line)
+        entry = Entry(self._seq, event_id, _RESTORED, _Line())
         self._record(entry)
         if self._cursor is not None:
             self._put_ahead(entry)
@@ -1213,11 +1203,11 @@ class Ledger:
         )
 
     def _is_proof(self, event_id: str) -> bool:
-        """Return whether a connection that repeats an event continues the stream for certain; see `_owes`."""
+        """Return whether another connection continues the stream if it repeats this event; see `_owes`."""
         entry = self._ids.get(event_id)
-        if entry is not None and entry.generation != _FROM_LOG and not self._is_grounded(entry.line):
+        if entry is not None and entry.generation != _FROM_LOG and entry.line.root() is not self._whole():
             source = self._sources.get(entry.generation)
-            return source is not None and not self._owes(source)
+            return not (entry.line.owing if source is None else self._owes(source))
         return True
 
     # ---- invariants --------------------------------------------------------------------------------------------

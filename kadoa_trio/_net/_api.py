@@ -22,7 +22,7 @@ from .._redact import MIN_SECRET, Secret
 from .._settings import CLOSE_TIMEOUT, Settings, fits_header
 from ._dial import Address
 from ._http import USER_AGENT, HttpClient, open_http, utc_now
-from ._kept import KeptConnections, can_keep, keep_connections
+from ._kept import KeptConnections, can_keep, keep_connections, post_once
 
 API_TIMEOUT: Final = 30.0
 """Maximum duration of a call of the notifications API, in seconds."""
@@ -76,14 +76,14 @@ class KadoaApi:
             AttemptError: everything that may pass: the network, no answer in
                 time, 408, 425, 429, 3xx, 5xx.
         """
-        timeout = self._settings.timeouts.token
-        url = _token_url(self._settings)
-        headers: dict[str, str | Secret] = {"x-api-key": self._key, **_CALLER, "connection": "close"}
+        url, timeout = _token_url(self._settings), self._settings.timeouts.token
+        headers: dict[str, str | Secret] = {"x-api-key": self._key, **_CALLER}
         if can_keep(Address.of(url), self._settings):
-            # The next token may be hours away, so that nothing is kept for it.
-            once = keep_connections(url, self._settings, self._secrets, headers)
-            answer = self._http.conclude("token", await once.post(b"", timeout), timeout, final=True)
+            # The next token may be hours away, so that no connection is kept for it.
+            answer = await post_once(url, self._settings, self._secrets, headers, timeout)
+            self._http.conclude("token", answer, timeout, final=True)
         else:
+            headers["connection"] = "close"
             answer = await self._http.request("token", "POST", url, timeout=timeout, headers=headers)
         token = _parse_token(answer.content("token"), self._key)
         if token is None:
@@ -98,14 +98,20 @@ class KadoaApi:
             AttemptError: Kadoa refused it, or the network failed.
         """
         content, timeout = json.dumps({"id": event_id}).encode(), self._settings.timeouts.token
-        kept = self._kept
+        kept = self._connections()
         if kept is None:
             url = _acknowledge_url(self._settings)
-            if not can_keep(Address.of(url), self._settings):
-                await self._http.request("acknowledge", "POST", url, timeout=timeout, content=content, final=False)
-                return
-            kept = self._kept = keep_connections(url, self._settings, self._secrets)
-        self._http.conclude("acknowledge", await kept.post(content, timeout), timeout, final=False)
+            await self._http.request("acknowledge", "POST", url, timeout=timeout, content=content, final=False)
+        else:
+            self._http.conclude("acknowledge", await kept.post(content, timeout), timeout, final=False)
+
+    def _connections(self) -> KeptConnections | None:
+        """Return the connections for acknowledgements, which are made when they are first needed; None for httpx's."""
+        if self._kept is None:
+            url = _acknowledge_url(self._settings)
+            if can_keep(Address.of(url), self._settings):
+                self._kept = keep_connections(url, self._settings, self._secrets)
+        return self._kept
 
     def _secrets(self) -> tuple[Secret, ...]:
         return self._http.secrets
@@ -117,8 +123,9 @@ class KadoaApi:
 
     async def close_idle(self) -> None:
         """Close connections for acknowledgements while they are not used, until cancelled."""
-        if self._kept is not None:
-            await self._kept.close_idle()
+        kept = self._connections()
+        if kept is not None:
+            await kept.close_idle()
 
     async def call(
         self,
@@ -160,13 +167,14 @@ class KadoaApi:
 
 @async_context
 async def open_api(
-    *, api_key: Secret, settings: Settings, wall_clock: Callable[[], datetime] = utc_now
+    *, api_key: Secret, settings: Settings, calls: bool = True, wall_clock: Callable[[], datetime] = utc_now
 ) -> AsyncIterator[KadoaApi]:
     """Open a `KadoaApi`; leaving closes its connections. Entering makes no request.
 
     Args:
         api_key: the account's key. It goes into one header and nowhere else.
         settings: the client's options.
+        calls: whether `KadoaApi.call` may be used. If not, httpx is imported only if the environment's proxies need it.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
 
     Raises:
@@ -185,9 +193,8 @@ async def open_api(
         ssl_context=settings.ssl_context,
         transport=None if endpoints.network is None else endpoints.network.http_transport,
         wall_clock=wall_clock,
+        at_once=calls or not can_keep(Address.of(_token_url(settings)), settings),
     ) as http:
-        if not can_keep(Address.of(_token_url(settings)), settings):
-            http.pool()  # a proxy that cannot be used shows at once, and not as an attempt that failed
         api = KadoaApi(http, api_key, settings)
         try:
             yield api

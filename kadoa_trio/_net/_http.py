@@ -353,6 +353,7 @@ async def open_http(
     ssl_context: ssl.SSLContext | None = None,
     transport: object | None = None,
     wall_clock: Callable[[], datetime] = utc_now,
+    at_once: bool = True,
 ) -> AsyncIterator[HttpClient]:
     """Open an `HttpClient`; leaving closes its connections.
 
@@ -365,9 +366,11 @@ async def open_http(
         ssl_context: for TLS; None for httpx's.
         transport: an ``httpx.AsyncBaseTransport``; None for httpx's own.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
+        at_once: make the pool of connections now, and not for the first request: a proxy that cannot be used shows here.
 
     Raises:
-        ConfigurationError: the certificates that the environment names cannot be used.
+        ConfigurationError: the certificates that the environment names cannot
+            be used; or the proxy, if *at_once*.
     """
     unused = transport is not None or not secure
     ssl_context = _unused_ssl_context() if unused else ssl_context or default_ssl_context()
@@ -380,6 +383,8 @@ async def open_http(
         direct=local >= set(hosts),
     )
     http = HttpClient(make, (*secrets, *proxy_secrets()), wall_clock)
+    if at_once:
+        http.pool()
     try:
         yield http
     finally:

@@ -1,11 +1,11 @@
-"""Requests to one address over connections that are kept: what httpx does, for the one request that is made per event.
+"""Requests on h11 and Trio streams: acknowledgements over connections that are kept, and tokens.
 
-Through httpx, an acknowledgement costs about 20 times the CPU of its event;
-here, on h11 and a Trio stream, a fifth of that. Addresses, TLS, time-outs and
-the meaning of answers are those of every other request. A connection has one
-request at a time, and is kept after an answer that was read to its end. It is
-closed after every other answer, after a cancellation, and when it was not used
-for `KEPT_FOR`.
+Through httpx, an acknowledgement costs about 20 times the CPU of its event,
+here a fifth of that. And a client that needs no other request need not import
+httpx. Addresses, TLS, time-outs and the meaning of answers are those of every
+other request. A connection has one request at a time, and is kept after an
+answer that was read to its end. It is closed after every other answer, after a
+cancellation, and when it was not used for `KEPT_FOR`. `post_once` keeps none.
 
 Acknowledging is idempotent. So a request that a kept connection took no more,
 because the server was about to close it (RFC 9112, section 9.3.1), is sent
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -91,7 +90,7 @@ class KeptConnections:
         return None
 
     async def _connect(self) -> _Connection:
-        # What is sent has no secrets, except to a proxy.
+        # Only opening is logged, by nobody today: neither h11 nor Trio logs what is sent.
         with censored_logs(*self._secrets()):
             return _Connection(await self._open())
 
@@ -137,29 +136,43 @@ class KeptConnections:
             await self._idle.pop().aclose()
 
 
-def keep_connections(
-    url: str,
-    settings: Settings,
-    secrets: Callable[[], tuple[Secret, ...]],
-    headers: Mapping[str, str | Secret] = MappingProxyType({}),
-) -> KeptConnections:
+def keep_connections(url: str, settings: Settings, secrets: Callable[[], tuple[Secret, ...]]) -> KeptConnections:
     """Make a `KeptConnections`; nothing is opened before the first request.
 
     Args:
         url: with which host a request is made, and for which path.
         settings: the client's options.
         secrets: gives what a server or a proxy may repeat.
-        headers: beside those of every request. With ``"connection": "close"``, no connection is kept.
     """
-    address, target = Address.of(url), target_of(url)
-    usual = [("Host", address.host_header), ("Accept", "*/*"), *HEADERS.items()]
+    prepare = functools.lru_cache(_LENGTHS)(functools.partial(_prepare, url, {}))
+    return KeptConnections(functools.partial(open_stream, Address.of(url), settings), prepare, secrets)
 
-    @functools.lru_cache(_LENGTHS)
-    def prepare(length: int) -> h11.Request:
-        own = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in headers.items()]
-        return h11.Request(method="POST", target=target, headers=[*usual, *own, ("Content-Length", str(length))])
 
-    return KeptConnections(functools.partial(open_stream, address, settings), prepare, secrets)
+async def post_once(
+    url: str,
+    settings: Settings,
+    secrets: Callable[[], tuple[Secret, ...]],
+    headers: Mapping[str, str | Secret],
+    timeout: float,
+) -> Answer:
+    """Post without a body, close the connection, and return what came of it; see `KeptConnections.post`.
+
+    Args:
+        url: as for `keep_connections`.
+        settings: the client's options.
+        secrets: gives what a server or a proxy may repeat; with those of *headers*.
+        headers: beside those of every request.
+        timeout: maximum duration in all, in seconds.
+    """
+    prepare = functools.partial(_prepare, url, {**headers, "connection": "close"})
+    once = KeptConnections(functools.partial(open_stream, Address.of(url), settings), prepare, secrets)
+    return await once.post(b"", timeout)
+
+
+def _prepare(url: str, headers: Mapping[str, str | Secret], length: int) -> h11.Request:
+    own = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in headers.items()]
+    usual = [("Host", Address.of(url).host_header), ("Accept", "*/*"), *HEADERS.items()]
+    return h11.Request(method="POST", target=target_of(url), headers=[*usual, *own, ("Content-Length", str(length))])
 
 
 class _Connection:

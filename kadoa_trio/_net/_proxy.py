@@ -1,8 +1,8 @@
 """Which HTTP proxy the environment names for a host, and the tunnel through it: ``CONNECT``.
 
 httpx reads ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` for the API; this
-module reads the same for WebSockets and acknowledgements, so that all go the
-same way. A proxy's credentials are sent in one header and nowhere else.
+module reads the same for WebSockets, tokens and acknowledgements, so that all
+go the same way. A proxy's credentials are sent in one header and nowhere else.
 """
 
 from __future__ import annotations

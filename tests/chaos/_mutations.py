@@ -125,6 +125,11 @@ def a_long_retry_after_is_obeyed() -> list[Patch]:
     return [(backoff.Backoff, "delay", lambda self, retry_after=None: max(real(self, retry_after), retry_after or 0.0))]
 
 
+@_mutation(60, "not deaf", "short_lives", "paged")
+def a_replay_moves_no_cursor() -> list[Patch]:
+    return [(ledger.Ledger, "_is_replayed", lambda self, source, entry, event_id, one: False)]
+
+
 @_mutation(30, "order")
 def neighbours_are_swapped() -> list[Patch]:
     real = buffer.Buffer.put
