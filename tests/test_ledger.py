@@ -614,6 +614,38 @@ def test_event_of_a_short_connection_that_owed_others_is_no_proof(short: float) 
     assert gap.until >= at(3)[0]
 
 
+def short_lives() -> Ledger:
+    """Return a ledger with two connections that ended young: the first brought e11 and e12, the second e20 and none of these."""
+    ledger = led(10)
+    ledger.ended(1, at(0))
+    opened(ledger, 2, 1)
+    feed(ledger, 2, 11, 12, seconds=1)
+    ledger.ended(2, at(2))
+    opened(ledger, 3, 3)
+    feed(ledger, 3, 20, seconds=3)
+    ledger.ended(3, at(4))
+    assert ledger.settled_position().unproved == (name(20),)
+    return ledger
+
+
+@pytest.mark.parametrize("proof", [True, False])
+def test_doubt_about_a_silent_connection_ends_with_a_repeat_of_a_connection_that_owed_nothing(proof: bool) -> None:
+    ledger = short_lives()
+    opened(ledger, 4, 5)
+    assert ledger.tick(4, at(6 + TRUSTED)) == []
+    feed(ledger, 4, 11 if proof else 20, seconds=7 + TRUSTED)
+    assert feed(ledger, 4, 30, seconds=8 + TRUSTED) == ([] if proof else [GapReason.NOT_REPLAYED])
+
+
+def test_event_is_proof_when_its_line_has_joined_the_stream() -> None:
+    ledger = short_lives()
+    opened(ledger, 4, 5)
+    feed(ledger, 4, 11, 12, 20, seconds=5)
+    assert ledger.tick(4, at(6 + STABLE_AFTER)) == []
+    assert ledger.settled_position().settled == (name(11), name(12), name(20))
+    assert ledger.settled_position().unproved == ()
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_connection_owes_what_came_after_another_one_repeated_it(ends: bool) -> None:
     ledger = led(10)

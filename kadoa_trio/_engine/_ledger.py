@@ -1029,7 +1029,7 @@ class Ledger:
     def _join(self, source: _Source, line: _Line) -> None:
         """Record that a connection continues a line without a hole."""
         source.line.join(line)
-        if source.doubted and (source.replays or source.line.root() is self._whole()):
+        if source.doubted and source.replays:
             source.doubted = False
             self._line = source.line
 
