@@ -1,6 +1,6 @@
 """One HTTP request, its limits and its refusals: the only module that imports httpx.
 
-The default TLS context is made here, too: it is httpx's, and the WebSocket uses
+The default TLS context is made here, too: it is as httpx's, and the WebSocket uses
 the same, so that both trust the same authorities.
 
 httpx's exceptions hold the request and with it the API key, so none of them is

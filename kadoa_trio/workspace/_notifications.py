@@ -286,7 +286,7 @@ async def open_notifications(
     Args:
         api_key: Kadoa's API key; None reads ``KADOA_API_KEY``.
         endpoints: where Kadoa is; None reads the environment.
-        ssl_context: for the API; default httpx's.
+        ssl_context: for the API; default as for `open_realtime`.
         allow_insecure: as for `open_realtime`.
 
     Raises:
