@@ -25,13 +25,16 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _position    how far a program has come, and where events may be missing
 #   notices      public: what the client reports of itself
 #   _files       opened without following links, and locks
-#   _letters     files of dead letters
+#   _webhooks    events in the shape of webhooks, as strict JSON
+#   _letters     files of letters that can be replayed while others are added
 #   _stores      cursor stores: where a position outlives a process
 #   _net         everything that talks to Kadoa
 #   workspace    public: channels, settings, the log, plans, diagnosis
+#   _dead_letters  where a program puts events that it cannot handle
 #   _forward     posts events to a webhook
 #   _engine      what keeps the stream whole
 #   _client      open_realtime
+#   _signals     an orderly end at SIGTERM and SIGINT
 #   testing      public: the simulated Kadoa and its kit
 #   cli          the command
 #
@@ -54,10 +57,13 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   _ledger      ids, where to resume, what is settled; no I/O, no clock
 #   _reporter    the one state, and where notices are published
 #   _phase       the life of a connection as data
+#   _delays      what waits for a time
 #   _buffer      the events that wait to be received
 #   _admission   the only place where events are admitted
 #   _channel     the handles to receive from
+#   _process     a loop with workers, order within a key, retries and dead letters
 #   _saver       loads the position, and saves it behind the events
+#   _health      whether the client and its program are well
 #   _acks        acknowledgements of settled events
 #   _repair      fills possible gaps from the notification log
 #   _team        whose stream it is, checked with each token
@@ -68,9 +74,18 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 from ._client import Realtime as Realtime
 from ._client import RealtimeStatistics as RealtimeStatistics
 from ._client import open_realtime as open_realtime
+from ._dead_letters import DeadLetter as DeadLetter
+from ._dead_letters import DeadLetterFile as DeadLetterFile
+from ._dead_letters import DeadLetters as DeadLetters
 from ._engine._buffer import EventChannelStatistics as EventChannelStatistics
+from ._engine._channel import Batch as Batch
+from ._engine._channel import Deliveries as Deliveries
 from ._engine._channel import Delivery as Delivery
 from ._engine._channel import EventChannel as EventChannel
+from ._engine._health import Health as Health
+from ._engine._process import FailedAttempt as FailedAttempt
+from ._engine._process import Processed as Processed
+from ._engine._process import process as process
 from ._errors import AttemptError as AttemptError
 from ._errors import AuthenticationError as AuthenticationError
 from ._errors import ConfigurationError as ConfigurationError
@@ -96,9 +111,8 @@ from ._events import WorkflowFinished as WorkflowFinished
 from ._events import WorkflowRecovered as WorkflowRecovered
 from ._forward import FailedForward as FailedForward
 from ._forward import Forwarder as Forwarder
-from ._forward import Replayed as Replayed
 from ._forward import open_forwarder as open_forwarder
-from ._forward import webhook_body as webhook_body
+from ._letters import Replayed as Replayed
 from ._position import Gap as Gap
 from ._position import GapReason as GapReason
 from ._position import Position as Position
@@ -107,34 +121,44 @@ from ._settings import Limits as Limits
 from ._settings import Network as Network
 from ._settings import RetryPolicy as RetryPolicy
 from ._settings import Timeouts as Timeouts
+from ._signals import Stopping as Stopping
+from ._signals import stopping_on_signals as stopping_on_signals
 from ._stores import CursorSession as CursorSession
 from ._stores import CursorStore as CursorStore
 from ._stores import MemoryCursorStore as MemoryCursorStore
 from ._stores import SQLiteCursorStore as SQLiteCursorStore
 from ._version import __version__ as __version__
+from ._webhooks import webhook_body as webhook_body
 
 __all__ = [
     "AttemptError",
     "AuthenticationError",
+    "Batch",
     "ConfigurationError",
     "ConnectionFailedError",
     "ConsumerOwnedError",
     "CursorSession",
     "CursorStore",
     "CursorStoreError",
+    "DeadLetter",
     "DeadLetterError",
+    "DeadLetterFile",
+    "DeadLetters",
+    "Deliveries",
     "Delivery",
     "Difference",
     "Endpoints",
     "Event",
     "EventChannel",
     "EventChannelStatistics",
+    "FailedAttempt",
     "FailedForward",
     "FieldChange",
     "ForeignError",
     "Forwarder",
     "Gap",
     "GapReason",
+    "Health",
     "InternalError",
     "KadoaError",
     "Limits",
@@ -145,6 +169,7 @@ __all__ = [
     "OtherMessage",
     "OwnershipLostError",
     "Position",
+    "Processed",
     "ProtocolError",
     "Realtime",
     "RealtimeStatistics",
@@ -152,6 +177,7 @@ __all__ = [
     "RequestRefusedError",
     "RetryPolicy",
     "SQLiteCursorStore",
+    "Stopping",
     "Timeouts",
     "WorkflowDataChange",
     "WorkflowFailed",
@@ -160,5 +186,7 @@ __all__ = [
     "__version__",
     "open_forwarder",
     "open_realtime",
+    "process",
+    "stopping_on_signals",
     "webhook_body",
 ]

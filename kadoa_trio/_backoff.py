@@ -9,6 +9,12 @@ import attrs
 from ._settings import RetryPolicy
 
 
+def jitter(policy: RetryPolicy, failures: int, rng: random.Random) -> float:
+    """Draw the wait after *failures* in a row, from 1 on, in seconds: full jitter between 0 and a span that doubles."""
+    # The exponent is cut so that weeks of failures do not overflow a float.
+    return rng.uniform(0, min(policy.maximum, policy.initial * 2.0 ** min(failures - 1, 60)))
+
+
 @attrs.define(eq=False)
 class Backoff:
     """Counts failures and attempts, and computes the wait before the next attempt. Reads no clock."""
@@ -33,12 +39,7 @@ class Backoff:
         A server's ``Retry-After`` is the minimum, up to ``retry_after_limit``.
         """
         policy = self.policy
-        if self.failures == 0:
-            span = policy.first
-        else:
-            # The exponent is cut so that weeks of failures do not overflow a float.
-            span = min(policy.maximum, policy.initial * 2.0 ** min(self.failures - 1, 60))
-        delay = self.rng.uniform(0, span)
+        delay = jitter(policy, self.failures, self.rng) if self.failures else self.rng.uniform(0, policy.first)
         if retry_after is not None and retry_after > 0:
             delay = max(delay, min(retry_after, policy.retry_after_limit))
         return delay

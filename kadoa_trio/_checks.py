@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterable
@@ -36,10 +37,11 @@ def check_seconds(name: str, value: object, *, unlimited: bool = False) -> None:
         raise refusal(name, wanted, value)
 
 
-def check_delay(name: str, value: object) -> None:
-    """Refuse what is not a finite number from 0 on."""
-    if not _is_finite(value) or value < 0:
-        raise refusal(name, "a finite number of seconds that is not negative", value)
+def check_delay(name: str, value: object, *, unlimited: bool = False) -> None:
+    """Refuse what is not a finite number from 0 on; with *unlimited*, `math.inf` is one, too."""
+    if not (_is_finite(value) and value >= 0) and not (unlimited and value == float("inf")):
+        wanted = "a number of seconds from 0 on" if unlimited else "a finite number of seconds that is not negative"
+        raise refusal(name, wanted, value)
 
 
 def check_rate(name: str, value: object) -> None:
@@ -85,6 +87,19 @@ def check_callable(name: str, value: object) -> None:
     """Refuse what is neither None nor callable."""
     if value is not None and not callable(value):
         raise refusal(name, "a function or None", value)
+
+
+def check_hook(name: str, value: object) -> None:
+    """Refuse what is neither None nor a function to call; a coroutine of an async function would never be awaited."""
+    check_callable(name, value)
+    if inspect.iscoroutinefunction(value):
+        raise refusal(name, "a function that is not async, or None", value)
+
+
+def check_async(name: str, value: object) -> None:
+    """Refuse what is neither None nor an async function, or an object that can be called like one."""
+    if value is not None and (not callable(value) or isinstance(value, type)):
+        raise refusal(name, "a string, an async function that returns one, or None", value)
 
 
 def check_text(name: str, value: object) -> None:

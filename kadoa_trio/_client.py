@@ -6,20 +6,30 @@ import math
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Final, final
 
 import attrs
 import trio
 
-from ._checks import check_flag, check_text, refusal, strings_of
+from ._checks import (
+    check_async,
+    check_delay,
+    check_flag,
+    check_hook,
+    check_seconds,
+    check_text,
+    refusal,
+    strings_of,
+)
 from ._contexts import async_context
 from ._engine._acks import Acknowledger
 from ._engine._admission import Admission
 from ._engine._buffer import Buffer
 from ._engine._channel import EventChannel
 from ._engine._connection import ConnectionContext
+from ._engine._health import Health, examine
 from ._engine._ledger import Ledger, Moment
 from ._engine._repair import Repairer
 from ._engine._reporter import Reporter
@@ -93,6 +103,12 @@ class RealtimeStatistics:
     """Acknowledgements that were not sent because too many waited."""
     repaired: int
     """Events that were taken from the notification log."""
+    settled: int
+    """Events that the program has settled; the filtered ones are not counted."""
+    redelivered: int
+    """How often an event went back to be delivered again."""
+    dead: int
+    """Events that the program has put into dead letters. They are settled."""
     notices_dropped: int
     """Notices that nobody read in time."""
 
@@ -140,18 +156,18 @@ class Realtime:
 
         For programs that keep their position in their own database, in the
         transaction that also holds what they made of the event: write both,
-        commit, and ask for the next event. For one sequential consumer.
+        commit, and ask for the next event. For one task at a time, because
+        positions that are made side by side do not know of each other's
+        events. Events that wait for their redelivery do no harm. See also
+        `Delivery.position` and `Batch.position`.
 
         Raises:
-            ValueError: the event is not in hand, or an event before it is not settled.
+            ValueError: the event is not in hand, or others are in hand, too.
         """
-        return self._assembly.ledger.position_after(event.id, self._now())
+        return self._assembly.buffer.position_after([event])
 
     def _now(self) -> Moment | None:
-        try:
-            return self._assembly.reporter.moment()
-        except RuntimeError:
-            return None  # outside of Trio: after the run
+        return self._assembly.reporter.moment() if trio.lowlevel.in_trio_run() else None  # None after the run
 
     async def wait_live(self) -> None:
         """Wait until the newest connection, or the one that it replaces, is live. Being cancelled changes nothing.
@@ -168,20 +184,50 @@ class Realtime:
             raise trio.BrokenResourceError("the client has failed; receiving from its events raises the fault")
 
     @trio.lowlevel.enable_ki_protection
-    def stop(self) -> None:
+    def stop(self, *, retry_within: float = 0.0) -> None:
         """End admission: nothing more is received from Kadoa; what is buffered is still handed out.
 
         ``async for`` over `events` ends after that. Call it for an orderly
-        end, at SIGTERM for example: nothing that was finished is repeated by
-        the next run. Stopping twice is fine.
+        end, at SIGTERM for example (`stopping_on_signals` does): nothing that
+        was finished is repeated by the next run. Stopping twice is fine; the
+        first call counts.
+
+        An event that fails after that, or waits for its redelivery, stays
+        unsettled, so that the next run receives it again.
+
+        Args:
+            retry_within: for how long such events are still delivered again,
+                in seconds. The channel ends when all events are settled, or
+                after this time. Default 0.
 
         Raises:
+            ConfigurationError: *retry_within* is not a finite number from 0 on.
             RuntimeError: it was called in another thread than that of
                 ``trio.run``. Use ``trio.from_thread.run_sync(realtime.stop)``
                 there.
         """
+        check_delay("retry_within", retry_within)
         trio.lowlevel.current_trio_token()  # raises before anything is changed
-        self._assembly.supervisor.stop()
+        self._assembly.supervisor.stop(retry_within=retry_within)
+
+    def health(self, *, stuck_after: float = 300.0) -> Health:
+        """Return whether the client and its program are well, and if not, why: for a health check or a log line.
+
+        Quick, and never a checkpoint. Possible gaps are shown, but do not
+        make the client unhealthy: they are about the past.
+
+        Args:
+            stuck_after: the age of an unsettled event from which the program
+                counts as stuck, in seconds; `math.inf` for no maximum. Default 300 s.
+
+        Raises:
+            ConfigurationError: *stuck_after* is not a positive number.
+        """
+        check_seconds("stuck_after", stuck_after, unlimited=True)
+        assembly = self._assembly
+        return examine(
+            assembly.reporter, assembly.ledger, assembly.buffer, assembly.admission, assembly.saver, stuck_after
+        )
 
     def statistics(self) -> RealtimeStatistics:
         """Return what the client has done so far."""
@@ -211,6 +257,9 @@ class Realtime:
             acknowledgements_waiting=acknowledger.waiting if acknowledger is not None else 0,
             acknowledgements_dropped=acknowledger.dropped if acknowledger is not None else 0,
             repaired=repairer.repaired if repairer is not None else 0,
+            settled=assembly.buffer.settled_events,
+            redelivered=assembly.buffer.redelivered,
+            dead=assembly.buffer.dead,
             notices_dropped=assembly.reporter.dropped,
         )
 
@@ -222,7 +271,7 @@ def _utc_now() -> datetime:
 @async_context
 @trio.lowlevel.enable_ki_protection
 async def open_realtime(
-    api_key: str | None = None,
+    api_key: str | Callable[[], Awaitable[str]] | None = None,
     *,
     endpoints: Endpoints | None = None,
     event_types: Iterable[str] | None = None,
@@ -230,11 +279,13 @@ async def open_realtime(
     timeouts: Timeouts | None = None,
     limits: Limits | None = None,
     retry: RetryPolicy | None = None,
+    redelivery: RetryPolicy | None = None,
     resume_from: str | Position | None = None,
     cursor_store: CursorStore | str | os.PathLike[str] | None = None,
     consumer: str = "default",
     acknowledge: bool = True,
     repair_gaps: bool = False,
+    on_notice: Callable[[Notice], object] | None = None,
     ssl_context: ssl.SSLContext | None = None,
     allow_insecure: bool = False,
 ) -> AsyncIterator[Realtime]:
@@ -254,7 +305,10 @@ async def open_realtime(
                         print(workflow, "failed:", reason)
 
     Args:
-        api_key: Kadoa's API key; None reads ``KADOA_API_KEY``.
+        api_key: Kadoa's API key; None reads ``KADOA_API_KEY``. Or an async
+            function without arguments that returns the key, for keys that
+            change: it is awaited for every connection attempt, maximum
+            `Timeouts.token`, and if it raises, the attempt has failed.
         endpoints: where Kadoa is; None reads the environment
             (`Endpoints.from_environment`), where Kadoa's own are the default.
         event_types: deliver events of these types only; None for all. An
@@ -266,6 +320,9 @@ async def open_realtime(
         limits: how many events and bytes the client reads ahead and holds in
             memory; default ``Limits()``.
         retry: when the client tries again; default ``RetryPolicy()``.
+        redelivery: when an event whose delivery or batch has failed is
+            delivered again; default ``RetryPolicy(initial=0.1)``: up to 0.1 s
+            after the first failure, up to 30 s after many, at random.
         resume_from: where to resume: a cursor, or the `Realtime.position` of
             an earlier run, which also holds what was settled. None begins
             with the events that are sent from now on. Not together with *cursor_store*.
@@ -281,6 +338,10 @@ async def open_realtime(
         repair_gaps: look up possible gaps in Kadoa's notification log, and
             deliver missed events, late and marked (`Event.from_log`).
             Default False: it makes requests that count against the account.
+        on_notice: called with every `Notice`, from the first attempt on, also
+            while entering has not returned. It must be quick, and not raise;
+            if it raises an `Exception`, the client goes on, and the log
+            (``kadoa_trio.client``) has an error.
         ssl_context: for both the API and the WebSocket; default: the
             authorities of certifi, ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, as httpx has them.
         allow_insecure: allow plain ``http://`` and ``ws://`` to hosts that
@@ -305,13 +366,17 @@ async def open_realtime(
     After entering, the same faults are raised by ``receive``, once. No
     exception group is raised for a fault of the client.
     """
-    key = hidden(api_key)
+    ask = None if api_key is None or isinstance(api_key, str) else api_key
+    key = hidden(api_key) if isinstance(api_key, str) else None
     del api_key  # whatever is raised through this frame shows its names
+    check_async("api_key", ask)
+    check_hook("on_notice", on_notice)
     settings = settings_of(
         endpoints=endpoints,
         timeouts=timeouts,
         limits=limits,
         retry=retry,
+        redelivery=redelivery,
         ssl_context=ssl_context,
         allow_insecure=allow_insecure,
     )
@@ -324,7 +389,8 @@ async def open_realtime(
         event_types=strings_of("event_types", event_types),
         workflow_ids=strings_of("workflow_ids", workflow_ids),
     )
-    async with _run(read_key(key), settings, options, _RNG, _utc_now) as realtime:
+    credential = ask if ask is not None else read_key(key)
+    async with _run(credential, settings, options, _RNG, _utc_now, on_notice) as realtime:
         yield realtime
 
 
@@ -380,7 +446,7 @@ class _Assembly:
         self.ledger: Ledger = Ledger(
             settings.limits.dedupe_window, options.position, stable_after=settings.timeouts.stable_after
         )
-        self.buffer: Buffer = Buffer(settings, self.ledger, reporter)
+        self.buffer: Buffer = Buffer(settings, self.ledger, reporter, rng)
         self.admission: Admission = Admission(
             self.ledger, self.buffer, reporter, event_types=options.event_types, workflow_ids=options.workflow_ids
         )
@@ -409,6 +475,7 @@ class _Assembly:
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Start everything; return when the first subscription is sent."""
+        self.buffer.start(nursery)
         if self.saver is not None:
             nursery.start_soon(self._save, self.saver)
         if self.acknowledger is not None:
@@ -423,6 +490,7 @@ class _Assembly:
     def stop(self) -> None:
         """End all connections, and start no task from now on."""
         self.supervisor.stop()
+        self.buffer.stop_starting()
         if self.acknowledger is not None:
             self.acknowledger.stop_starting()
 
@@ -445,11 +513,12 @@ class _Assembly:
 @async_context
 @trio.lowlevel.enable_ki_protection
 async def _run(
-    api_key: Secret,
+    api_key: Secret | Callable[[], Awaitable[str]],
     settings: Settings,
     options: _Options,
     rng: random.Random,
     wall_clock: Callable[[], datetime],
+    on_notice: Callable[[Notice], object] | None = None,
 ) -> AsyncIterator[Realtime]:
     # What surfaces:
     #   entering fails                            the KadoaError, bare
@@ -458,7 +527,7 @@ async def _run(
     #   ... or the last position was not saved    the CursorStoreError, bare
     #   KeyboardInterrupt in a task of ours       it, bare
     #   cancelled from outside                    Cancelled, one, and no group
-    reporter = Reporter(wall_clock)
+    reporter = Reporter(wall_clock, on_notice=on_notice)
     error: BaseException | None = None
     crash: BaseException | None = None
     realtime: Realtime | None = None

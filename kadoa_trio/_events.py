@@ -231,6 +231,8 @@ class Event(msgspec.Struct, frozen=True, eq=False):
 
     Maximum length in characters: 256; a longer one counts as missing.
     """
+    received_at: datetime | None = None
+    """When this client received it, in UTC by the machine's clock; None for one that no client has received."""
     from_log: bool = False
     """Whether the event comes from Kadoa's notification log, to repair a gap. Such an event is late and out of order."""
     # What was parsed on demand; None for what was not yet. No cached_property: it would need a dict for each event.
@@ -301,7 +303,7 @@ class Event(msgspec.Struct, frozen=True, eq=False):
     def __reduce__(self) -> tuple[Any, ...]:
         # Without what was parsed: copies and pickles stay small.
         fields = (self.id, self.type, self._time, self.cursor, self.id_source, self._frame, self.workflow_id)
-        return (Event, (*fields, self.from_log))
+        return (Event, (*fields, self.received_at, self.from_log))
 
     def __repr__(self) -> str:
         kind = self.type if self.type.isprintable() and len(self.type) <= _MAX_REPR else _short(self.type)

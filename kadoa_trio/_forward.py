@@ -13,8 +13,6 @@ U+FFFD, and a payload that is nested too deeply to be written is null.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import random
 import ssl
@@ -28,15 +26,16 @@ import attrs
 import trio
 
 from ._backoff import Backoff
-from ._checks import check_callable, check_count, check_seconds, path_of
+from ._checks import check_callable, check_count, check_seconds
 from ._contexts import async_context
 from ._errors import AttemptError, ConfigurationError
-from ._events import Event, parse_json, write_time
-from ._letters import LetterFile
+from ._events import Event, write_time
+from ._letters import LetterFile, Replayed, body_of_letter, file_of
 from ._net._http import HttpClient, open_http, secret_of_query
 from ._redact import Secret, presentable
 from ._settings import Endpoints, RetryPolicy, settings_of
 from ._urls import fault_of_url
+from ._webhooks import strict_json, webhook_body
 
 _MAX_HEADER: Final = 256
 """Maximum length of the event type in the header, in characters, because servers refuse long headers."""
@@ -60,18 +59,6 @@ class FailedForward:
         then = "put aside" if self.delay is None else f"again in {self.delay:.2f} s"
         event = f"{presentable(self.event_type, 80)} {presentable(self.event_id, 80)}"
         return f"{event}: attempt {self.attempt} failed ({presentable(self.why, 300)}); {then}"
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Replayed:
-    """The result of replaying a file of dead letters."""
-
-    delivered: int
-    remaining: int
-    """Letters that failed again and stay in the file, with those that are unreadable."""
-    unreadable: int = 0
-    """Lines that are no dead letter; they are part of `remaining`."""
 
 
 @attrs.frozen
@@ -161,43 +148,13 @@ class Forwarder:
             DeadLetterError: the file cannot be read or written, or another
                 replay of it is running.
         """
-        letters = LetterFile(_file_of("path", path))
-        await letters.begin_replay()
-        try:
-            total = Replayed(delivered=0, remaining=0)
-            if await letters.has_unfinished():
-                # The letters that an earlier replay has left come first, because they are older.
-                total = await self._replay_unfinished(letters)
-                if not await letters.has_letters():
-                    return total
-            await letters.set_aside()
-            newer = await self._replay_unfinished(letters)
-        finally:
-            letters.end_replay()
-        return Replayed(
-            delivered=total.delivered + newer.delivered, remaining=newer.remaining, unreadable=newer.unreadable
-        )
+        letters = LetterFile(file_of("path", path))
 
-    async def _replay_unfinished(self, letters: LetterFile) -> Replayed:
-        delivered = remaining = unreadable = number = 0
-        file, skip = await letters.open_unfinished()
-        with file:
-            while line := await letters.next_line(file):
-                number += 1
-                if number <= skip or not line.strip():
-                    continue
-                body = _letter(line)
-                if body is None:
-                    unreadable += 1
-                    await letters.append(line.rstrip(b"\n"))
-                elif await self._deliver(body, self._max_attempts or 1, letters):
-                    delivered += 1
-                else:
-                    remaining += 1
-                # So that a crash does not repeat it.
-                await letters.write_done(number)
-        await letters.remove_unfinished()
-        return Replayed(delivered=delivered, remaining=remaining + unreadable, unreadable=unreadable)
+        async def deliver(line: bytes) -> bool | None:
+            body = body_of_letter(line)
+            return None if body is None else await self._deliver(body, self._max_attempts or 1, letters)
+
+        return await letters.replay(deliver)
 
     async def _deliver(self, body: dict[str, Any], limit: int | None, dead_letters: LetterFile | None) -> bool:
         content = strict_json(body)
@@ -289,7 +246,7 @@ async def open_forwarder(
         if dead_letters is None:
             raise ConfigurationError("max_attempts needs dead_letters, the file for events that could not be posted")
     check_callable("on_failure", on_failure)
-    letters = None if dead_letters is None else _file_of("dead_letters", dead_letters)
+    letters = None if dead_letters is None else file_of("dead_letters", dead_letters)
     settings = settings_of(endpoints=Endpoints(), retry=retry, ssl_context=ssl_context)
     async with open_http(
         hosts={urlsplit(target.reveal()).hostname or ""},
@@ -306,26 +263,6 @@ async def open_forwarder(
         )
 
 
-def _file_of(name: str, value: object) -> Path:
-    """Give the path of a file that was given as a string or a path object."""
-    path = path_of(name, value)
-    if not path.name:
-        raise ConfigurationError(f"{name} must be the path of a file, not of a directory")
-    return path
-
-
-def webhook_body(event: Event) -> dict[str, Any]:
-    """Return an event in the shape of Kadoa's webhooks: with the payload under ``data``, and without a cursor."""
-    raw = event.raw
-    payload = raw.get("message")
-    return {
-        "eventType": event.type,
-        "id": event.id,
-        "timestamp": raw.get("timestamp") if event.timestamp is None else write_time(event.timestamp),
-        "data": raw.get("data") if payload is None else payload,
-    }
-
-
 def _header(event_type: str) -> str:
     """Write an event type for an HTTP header."""
     text = event_type[:_MAX_HEADER]
@@ -333,43 +270,3 @@ def _header(event_type: str) -> str:
     while len(encoded := quote_from_bytes(text.encode(errors="surrogatepass"), _VISIBLE)) > _MAX_HEADER:
         text = text[: -max(1, (len(encoded) - _MAX_HEADER) // 12)]
     return encoded
-
-
-def strict_json(body: dict[str, Any]) -> bytes:
-    """Write JSON that every parser reads, in one line, whatever `parse_json` has accepted."""
-    try:
-        try:
-            return _dump(body)
-        except ValueError:  # NaN, or a lone surrogate
-            return _dump(_strict(body))
-    except RecursionError:
-        return _dump(_strict({name: value for name, value in body.items() if isinstance(value, str)} | {"data": None}))
-
-
-def _dump(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _strict(value: Any) -> Any:
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case str():
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        case list():
-            return [_strict(item) for item in value]
-        case dict():
-            return {_strict(name): _strict(item) for name, item in value.items()}
-        case _:
-            return value
-
-
-def _letter(line: bytes) -> dict[str, Any] | None:
-    try:
-        letter = parse_json(line)
-    except (ValueError, RecursionError):
-        return None
-    body = letter.get("event") if isinstance(letter, dict) else None
-    if isinstance(body, dict) and isinstance(body.get("eventType"), str) and isinstance(body.get("id"), str):
-        return body
-    return None

@@ -17,14 +17,17 @@ delivered twice.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar, final
 
+import attrs
 import trio
 
-from ._errors import DeadLetterError
+from ._checks import path_of
+from ._errors import ConfigurationError, DeadLetterError
+from ._events import parse_json
 from ._files import FileLock, open_file, sync_directory
 
 _LOCK_TIMEOUT: Final = 10.0
@@ -35,6 +38,38 @@ _MAX_COUNT: Final = 20
 """Maximum length of the text of a count, in bytes."""
 
 T = TypeVar("T")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Replayed:
+    """The result of replaying a file of dead letters."""
+
+    delivered: int
+    remaining: int
+    """Letters that failed again and stay in the file, with those that are unreadable."""
+    unreadable: int = 0
+    """Lines that are no dead letter; they are part of `remaining`."""
+
+
+def file_of(name: str, value: object) -> Path:
+    """Give the path of a file that was given as a string or a path object."""
+    path = path_of(name, value)
+    if not path.name:
+        raise ConfigurationError(f"{name} must be the path of a file, not of a directory")
+    return path
+
+
+def body_of_letter(line: bytes) -> dict[str, Any] | None:
+    """Return the event of a letter, in the shape of a webhook; None if the line is no letter."""
+    try:
+        letter = parse_json(line)
+    except (ValueError, RecursionError):
+        return None
+    body = letter.get("event") if isinstance(letter, dict) else None
+    if isinstance(body, dict) and isinstance(body.get("eventType"), str) and isinstance(body.get("id"), str):
+        return body
+    return None
 
 
 class LetterFile:
@@ -58,6 +93,57 @@ class LetterFile:
             DeadLetterError: it could not be appended.
         """
         await self._exclusively(lambda: _append(self.path, line))
+
+    async def replay(self, deliver: Callable[[bytes], Awaitable[bool | None]]) -> Replayed:
+        """Deliver the letters again, in order. Those that `replay` of another process has left come first.
+
+        Letters that are appended meanwhile are left to the next replay.
+
+        Args:
+            deliver: called with each line. It returns whether the letter was
+                delivered; False if it has appended the letter again; None for
+                a line that is no letter, which is appended again here.
+
+        Raises:
+            DeadLetterError: the file cannot be read or written, or another
+                replay of it is running.
+        """
+        await self.begin_replay()
+        try:
+            total = Replayed(delivered=0, remaining=0)
+            if await self.has_unfinished():
+                # The letters that an earlier replay has left come first, because they are older.
+                total = await self._replay_unfinished(deliver)
+                if not await self.has_letters():
+                    return total
+            await self.set_aside()
+            newer = await self._replay_unfinished(deliver)
+        finally:
+            self.end_replay()
+        return Replayed(
+            delivered=total.delivered + newer.delivered, remaining=newer.remaining, unreadable=newer.unreadable
+        )
+
+    async def _replay_unfinished(self, deliver: Callable[[bytes], Awaitable[bool | None]]) -> Replayed:
+        delivered = remaining = unreadable = number = 0
+        file, skip = await self.open_unfinished()
+        with file:
+            while line := await self.next_line(file):
+                number += 1
+                if number <= skip or not line.strip():
+                    continue
+                match await deliver(line):
+                    case None:
+                        unreadable += 1
+                        await self.append(line.rstrip(b"\n"))
+                    case True:
+                        delivered += 1
+                    case False:
+                        remaining += 1
+                # So that a crash does not repeat it.
+                await self.write_done(number)
+        await self.remove_unfinished()
+        return Replayed(delivered=delivered, remaining=remaining + unreadable, unreadable=unreadable)
 
     async def begin_replay(self) -> None:
         """Become the only replay of the file, until `end_replay`. Fails, instead of waiting, if another one runs.

@@ -308,6 +308,9 @@ class RetryPolicy:
     connection counts as a failure unless it was *stable* before it ended
     (`Timeouts.stable_after`).
 
+    Of a policy for events (``redelivery`` of `open_realtime`, ``retry`` of
+    `process`), only ``initial`` and ``maximum`` have an effect.
+
     Raises:
         ConfigurationError: a value is not positive and finite, or
             ``attempts_per_minute`` is not a whole number from 1 on.
@@ -325,6 +328,10 @@ class RetryPolicy:
     """Maximum number of attempts that begin within any 60 s. Default 60."""
 
 
+REDELIVERY = RetryPolicy(initial=0.1)
+"""When a failed delivery is repeated, unless the program has its own policy: it may have failed for any reason."""
+
+
 @attrs.frozen(kw_only=True)
 class Settings:
     """The options of `open_realtime` that its parts read, checked. Documented there."""
@@ -333,6 +340,7 @@ class Settings:
     timeouts: Timeouts = attrs.field(factory=Timeouts)
     limits: Limits = attrs.field(factory=Limits)
     retry: RetryPolicy = attrs.field(factory=RetryPolicy)
+    redelivery: RetryPolicy = REDELIVERY
     ssl_context: ssl.SSLContext | None = None
     allow_insecure: bool = False
 
@@ -346,6 +354,7 @@ def settings_of(
     timeouts: Timeouts | None = None,
     limits: Limits | None = None,
     retry: RetryPolicy | None = None,
+    redelivery: RetryPolicy | None = None,
     ssl_context: ssl.SSLContext | None = None,
     allow_insecure: bool = False,
 ) -> Settings:
@@ -358,6 +367,7 @@ def settings_of(
     check_instance("timeouts", timeouts, Timeouts)
     check_instance("limits", limits, Limits)
     check_instance("retry", retry, RetryPolicy)
+    check_instance("redelivery", redelivery, RetryPolicy)
     check_instance("ssl_context", ssl_context, ssl.SSLContext)
     check_flag("allow_insecure", allow_insecure)
     return Settings(
@@ -365,6 +375,7 @@ def settings_of(
         timeouts=Timeouts() if timeouts is None else timeouts,
         limits=Limits() if limits is None else limits,
         retry=RetryPolicy() if retry is None else retry,
+        redelivery=REDELIVERY if redelivery is None else redelivery,
         ssl_context=ssl_context,
         allow_insecure=allow_insecure,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -63,7 +64,7 @@ class Parts:
         settings = Settings(limits=limits)
         self.reporter = Reporter(lambda: BEGIN, clock=lambda: 0.0)
         self.ledger = Ledger(window)
-        self.buffer = Buffer(settings, self.ledger, self.reporter)
+        self.buffer = Buffer(settings, self.ledger, self.reporter, random.Random(1))
         self.admission = Admission(self.ledger, self.buffer, self.reporter, event_types=types, workflow_ids=None)
         self.observer = Observer()
         self.buffer.observe(self.observer)
@@ -369,9 +370,9 @@ class ListsMachine(RuleBasedStateMachine):
 
     @rule()
     def put_back(self) -> None:
-        self.lists.buffer.put_back_many(self.lists.in_hand)
+        self.lists.buffer.put_back(self.lists.in_hand)
         for one in reversed(self.single.in_hand):
-            self.single.buffer.put_back(one)
+            self.single.buffer.put_back([one])
         for stack in self.both:
             stack.in_hand = []
 

@@ -205,16 +205,21 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.unsettled)
     @rule(data=st.data(), all_of_them=st.booleans())
     def settle(self, data: st.DataObject, all_of_them: bool) -> None:
-        chosen = sorted(self.unsettled) if all_of_them else [data.draw(st.sampled_from(sorted(self.unsettled)))]
-        for number in chosen:
-            entry = self.unsettled.pop(number)
-            foreseen = None
-            if self.ledger.oldest_unsettled == name(number):
-                foreseen = self.ledger.position_after(name(number))
+        numbers = sorted(self.unsettled)
+        chosen = (
+            numbers
+            if all_of_them
+            else data.draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=3, unique=True))
+        )
+        entries = sorted((self.unsettled.pop(number) for number in chosen), key=lambda entry: entry.seq)
+        # Whatever is not settled before them.
+        foreseen = self.ledger.position_after([entry.id for entry in reversed(entries)])
+        for entry in entries:
             self.ledger.settle(entry)
-            assert foreseen is None or foreseen == self.ledger.settled_position()
+        assert foreseen == self.ledger.settled_position()
+        for entry in entries:
             self.ledger.settle(entry)  # changes nothing
-            self.settled.add(number)
+        self.settled.update(chosen)
 
     @rule()
     def save(self) -> None:
@@ -466,14 +471,26 @@ def test_position_after_is_for_what_is_in_hand() -> None:
     opened(ledger, 1)
     first, second = (ledger.admit(1, name(number), cursor(number), at())[0] for number in range(2))
     with pytest.raises(ValueError, match="not in hand"):
-        ledger.position_after("never heard of")
-    with pytest.raises(ValueError, match="e0 came before"):
-        ledger.position_after(name(1))
+        ledger.position_after(["never heard of"])
+    assert ledger.position_after([name(1)]).cursor is None
+    assert ledger.position_after([name(1), name(0)]).cursor == cursor(1)
     ledger.settle(second)
-    assert ledger.position_after(name(0)).cursor == cursor(1)
+    with pytest.raises(ValueError, match="not in hand"):
+        ledger.position_after([name(1)])
+    assert ledger.position_after([name(0)]).cursor == cursor(1)
     ledger.settle(first)
     with pytest.raises(ValueError, match="not in hand"):
-        ledger.position_after(name(0))
+        ledger.position_after([name(0)])
+
+
+def test_position_after_an_event_behind_an_unsettled_one_names_that_event() -> None:
+    ledger = led(10)
+    first, _second = (ledger.admit(1, name(number), cursor(number), at())[0] for number in (11, 12))
+    before = ledger.settled_position()
+    foreseen = ledger.position_after([name(12)])
+    assert (foreseen.cursor, foreseen.settled) == (before.cursor, (*before.settled, name(12)))
+    ledger.settle(first)
+    assert ledger.position_after([name(12)]).cursor == cursor(12)
 
 
 def test_position_after_closes_the_gaps_whose_repair_ends_before_the_next_event() -> None:
@@ -483,7 +500,7 @@ def test_position_after_closes_the_gaps_whose_repair_ends_before_the_next_event(
     ledger.close_gap(gap)
     ledger.close_gap(gap)
     assert ledger.settled_position().gaps == (gap,)
-    foreseen = ledger.position_after(name(1))
+    foreseen = ledger.position_after([name(1)])
     ledger.settle(entry)
     assert foreseen == ledger.settled_position()
     assert foreseen.gaps == ()

@@ -81,6 +81,11 @@ NOT_NUMBERS = [
     -(10**5000), object(), Wordless(),
 ]  # fmt: skip
 
+
+async def _coroutine(_notice: object) -> None:
+    """An async function, where a plain one is wanted."""
+
+
 WRONG: dict[str, list[Any]] = {
     "api_key": ["", b"key-0123456789", 5, True, [], object(), Wordless(), "line\n", " key", "schlüssel", "\ud800"],
     "endpoints": [
@@ -110,6 +115,8 @@ WRONG: dict[str, list[Any]] = {
     "timeouts": [*NOT_OBJECTS, 30, Timeouts, Limits(), {"heartbeat": 30}],
     "limits": [*NOT_OBJECTS, 30, Limits, Timeouts(), {"unsettled": 30}],
     "retry": [*NOT_OBJECTS, 3, RetryPolicy, Timeouts()],
+    "redelivery": [*NOT_OBJECTS, 3, RetryPolicy, Timeouts()],
+    "on_notice": [1, "print", [], _coroutine],
     "resume_from": ["", b"1-0", 5, True, 1.5, [], object(), Wordless(), Position, Position(cursor=""), Path("1-0")],
     "cursor_store": [*NOT_PATHS, SQLiteCursorStore, MemoryCursorStore],
     "consumer": [*NOT_TEXTS, None],
@@ -144,7 +151,7 @@ def check(error: ConfigurationError, name: str, value: Any) -> None:
 
 def test_table_has_every_parameter() -> None:
     assert set(WRONG) == set(inspect.signature(open_realtime).parameters)
-    assert len(WRONG) == 14
+    assert len(WRONG) == 16
 
 
 @pytest.mark.parametrize(("name", "value"), cases(WRONG))

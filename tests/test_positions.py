@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -528,6 +529,7 @@ async def test_event_in_hand_counts_towards_what_may_be_unsaved(autojump_clock: 
         with pytest.raises(ZeroDivisionError):
             async with realtime.events.delivery():
                 raise ZeroDivisionError
+        await trio.sleep(0.1)
         async with realtime.events.delivery() as delivery:
             assert delivery.attempt == 2
             assert realtime.statistics().received == 3
@@ -658,13 +660,27 @@ async def test_program_saves_effects_and_position_in_one_transaction(tmp_path: P
     database.close()
 
 
-async def test_position_after_needs_every_earlier_event_settled(autojump_clock: Clock) -> None:
+async def test_position_after_refuses_while_other_events_are_in_hand(autojump_clock: Clock) -> None:
     async with open_simulated_kadoa() as kadoa, connect(kadoa) as realtime:
-        events = kadoa.publish_many(2)
-        async with realtime.events.delivery():
+        await kadoa.wait_subscribed(1)
+        events = kadoa.publish_many(3)
+        async with realtime.events.delivery() as first:
+            assert first.position == realtime.position_after(first.event)
             second = await realtime.events.receive()
-            with pytest.raises(ValueError, match=f"{events[0].id} came before"):
+            for event in (first.event, second):
+                with pytest.raises(ValueError, match="1 other events are in hand"):
+                    realtime.position_after(event)
+            realtime.events.settle()
+            with pytest.raises(ValueError, match="not in hand"):
                 realtime.position_after(second)
+            first.retry(after=60)
+        # It waits to be delivered again, and does no harm.
+        with pytest.raises(ValueError, match="an event of them is not in hand"):
+            realtime.position_after(first.event)
+        async with realtime.events.delivery() as third:
+            foreseen = third.position
+            assert foreseen.recent[-2:] == (events[1].id, events[2].id)
+        assert realtime.position == attrs.evolve(foreseen, last_life=realtime.position.last_life)
 
 
 # ---- acknowledgements ----------------------------------------------------------------------------------------------

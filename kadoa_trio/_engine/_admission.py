@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
 from .._events import Event
@@ -51,6 +52,8 @@ class Admission:
         self._workflow_ids = workflow_ids
         self._filters = event_types is not None or workflow_ids is not None
         self._observers: list[PositionObserver] = []
+        self.last_event_at: datetime | None = None
+        """When an event was admitted last, in wall time."""
         self.received: int = 0
         """Events admitted, the filtered ones included."""
         self.filtered: int = 0
@@ -69,9 +72,9 @@ class Admission:
         """Admit nothing from now on; see `Buffer.end`."""
         self._buffer.end(fault)
 
-    def stop(self) -> None:
+    def stop(self, *, retry_within: float = 0.0) -> None:
         """End admission in an orderly way; see `Buffer.stop`."""
-        self._buffer.stop()
+        self._buffer.stop(retry_within=retry_within)
 
     # ---- admitting: no checkpoint in any of these ----------------------------------------------------------------
 
@@ -97,8 +100,9 @@ class Admission:
         if not buffer.has_space(event.size if wanted else 0):
             return False
         gaps: Sequence[Gap] = ()
+        self.last_event_at = now[0]
         if apart:
-            entry = ledger.admit_apart(event.id)
+            entry = ledger.admit_apart(event.id, now)
         else:
             entry, gaps = ledger.admit(generation, event.id, event.cursor, now, arrived)
         if wanted:
@@ -127,6 +131,7 @@ class Admission:
         while done < total:
             if done < fitting:
                 entries = self._ledger.admit_run(generation, events, range(done, fitting), now, arrived)
+                self.last_event_at = now[0]
                 self._put_many(events[done : done + len(entries)], entries)
                 done += len(entries)
             if done < total:
@@ -152,7 +157,7 @@ class Admission:
         wanted = not self._filters or self._wants(event)
         if self._buffer.closed or not self._buffer.has_space(event.size if wanted else 0):
             return False
-        self._pass_on(event, self._ledger.admit_from_log(event.id), wanted=wanted)
+        self._pass_on(event, self._ledger.admit_from_log(event.id, self._reporter.moment()), wanted=wanted)
         return True
 
     def _pass_on(self, event: Event, entry: Entry, *, wanted: bool) -> None:

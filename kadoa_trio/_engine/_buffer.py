@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from typing import Final
 
 import attrs
 import msgspec
 import trio
 
+from .._backoff import jitter
 from .._events import Event
+from .._position import Position
 from .._settings import Settings, SettlementObserver
 from ..notices import AdmissionPaused, Stopped
+from ._delays import Delays
 from ._ledger import Entry, Ledger
 from ._reporter import Reporter
 
@@ -28,6 +33,8 @@ class BufferedEvent(msgspec.Struct, eq=False, gc=False):
     event: Event
     entry: Entry
     attempt: int = 1
+    due: float = 0.0
+    """When it is delivered again, on Trio's clock, if it waits for that."""
 
 
 @attrs.frozen(kw_only=True)
@@ -36,9 +43,11 @@ class EventChannelStatistics:
 
     buffered_events: int
     """Admitted, and not yet received."""
+    peak_buffered_events: int
+    """The largest number so far."""
     max_buffered_events: int
     buffered_bytes: int
-    """The size of their frames, in bytes."""
+    """The size of their frames and of the frames of those that wait for their redelivery, in bytes."""
     max_buffered_bytes: int
     unsettled: int
     """The span from the oldest unsettled event to the newest one admitted.
@@ -49,6 +58,8 @@ class EventChannelStatistics:
     max_unsettled: int
     oldest_unsettled: str | None
     """The id of the event that the position waits for."""
+    delayed_events: int
+    """Deliveries that failed and wait for their redelivery. Not counted as buffered, so that they hold up no other event."""
     open_handles: int
     tasks_waiting_receive: int
     tasks_waiting_space: int
@@ -62,6 +73,7 @@ class Buffer:
         settings: for the limits.
         ledger: records what is settled.
         reporter: publishes pauses of admission.
+        rng: draws how long an event waits for its redelivery.
     """
 
     def __init__(
@@ -69,8 +81,10 @@ class Buffer:
         settings: Settings,
         ledger: Ledger,
         reporter: Reporter,
+        rng: random.Random,
     ) -> None:
         self._settings = settings
+        self._rng = rng
         # Looked up for every event.
         self._max_events = settings.limits.buffered_events
         self._max_bytes = settings.limits.buffered_bytes
@@ -91,11 +105,33 @@ class Buffer:
         self._bytes = 0
         self._paused = False
         self._handles = 0
+        self._peak = 0
         self._fault: Exception | None = None
+        self._delays: Delays[BufferedEvent] = Delays(self._redeliver)
+        self._last_calls: Delays[None] = Delays(self._last_call)
+        self._until = -math.inf
+        """When admission has ended: until when events that come back are handed out again, on Trio's clock."""
+        self._left = 0
+        """When admission has ended: events that are not settled and not handed out again."""
+        self._sealed = False
+        """Whether the memory channel has ended: what is in it is the last."""
         self.closed: bool = False
         """Whether admission has ended."""
+        self.settled_events: int = 0
+        """Events that the program has settled; filtered ones are not counted."""
+        self.settled_at: datetime | None = None
+        """When the program settled an event last, in wall time."""
+        self.redelivered: int = 0
+        """How often an event went back to be handed out again."""
+        self.dead: int = 0
+        """Events that the program has put aside as dead letters; they are settled."""
         self.on_abandoned: Callable[[], None] = self.stop
         """Called when the last handle is closed: nobody receives any more."""
+
+    @property
+    def max_bytes(self) -> int:
+        """`Limits.buffered_bytes`."""
+        return self._max_bytes
 
     def observe(self, observer: SettlementObserver) -> None:
         """Have an observer notified of each settlement from now on."""
@@ -171,6 +207,8 @@ class Buffer:
         self._in_hand += 1
         self._events += 1
         self._bytes += event.size
+        if self._events > self._peak:
+            self._peak = self._events
         self._append([BufferedEvent(event, entry)])
 
     def put_many(self, events: Sequence[Event], entries: Sequence[Entry]) -> None:
@@ -180,6 +218,8 @@ class Buffer:
         self._in_hand += len(events)
         self._events += len(events)
         self._bytes += sum([event.size for event in events])
+        if self._events > self._peak:
+            self._peak = self._events
         self._append([BufferedEvent(event, entry) for event, entry in zip(events, entries, strict=True)])
 
     def _append(self, batch: list[BufferedEvent]) -> None:
@@ -188,19 +228,45 @@ class Buffer:
         else:
             self._offer(batch)
 
-    def end(self, fault: Exception | None = None) -> None:
-        """End admission. What is buffered can still be received; then *fault* is raised once, if there is one."""
-        if not self.closed:
-            self.closed = True
-            self._fault = fault
-            self._send.close()
-            self._space.unpark_all()
+    def end(self, fault: Exception | None = None, *, retry_within: float = 0.0) -> None:
+        """End admission. What is buffered can still be received; then *fault* is raised once, if there is one.
 
-    def stop(self) -> None:
+        Args:
+            fault: what receivers raise.
+            retry_within: for how long an event that comes back is still handed
+                out again, in seconds. One that would be due later stays unsettled.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        self._fault = fault
+        if retry_within > 0:
+            self._until = trio.current_time() + retry_within
+            self._last_calls.add([None], self._until)
+        self._give_up([one for one in self._delays.clear() if not self._add_delayed([one], one.due)])
+        self._space.unpark_all()
+        self._seal_if_done()
+
+    def stop(self, *, retry_within: float = 0.0) -> None:
         """End admission in an orderly way, and publish that."""
         if not self.closed:
-            self.end()
+            self.end(retry_within=retry_within)
             self._reporter.publish(Stopped())
+
+    def _seal_if_done(self) -> None:
+        """End the memory channel when nothing more can come into it. Admission has ended."""
+        if not self._sealed and (self._in_hand <= self._left or trio.current_time() >= self._until):
+            self._sealed = True
+            self._send.close()
+
+    def _last_call(self, _due: list[None]) -> None:
+        self._give_up(self._delays.clear())
+        self._seal_if_done()
+
+    def _give_up(self, events: Collection[BufferedEvent]) -> None:
+        """Leave events that wait for their redelivery to the next run: they stay unsettled."""
+        self._left += len(events)
+        self._bytes -= sum([one.event.size for one in events])
 
     def take_fault(self) -> Exception | None:
         """Return the fault that ended admission, once."""
@@ -245,17 +311,17 @@ class Buffer:
             self._wake_waiting()
         return self._taken(first)
 
-    def take_many(self, batch: list[BufferedEvent] | None, max_events: int, max_bytes: int) -> list[BufferedEvent]:
-        """Take the oldest events together.
+    def take_many(
+        self, batch: list[BufferedEvent] | None, max_events: int, max_bytes: int, *, any_size: bool = True
+    ) -> list[BufferedEvent]:
+        """Take the oldest events together, in order.
 
         Args:
             batch: what was received from the handle; None if there are events
                 that an earlier batch left.
             max_events: how many to take at most.
-            max_bytes: the maximum size of their frames in all, in bytes. One
-                event is taken even if it is larger.
-
-        Returns at least one event, in order.
+            max_bytes: the maximum size of their frames in all, in bytes.
+            any_size: take the first event even if it is larger.
         """
         line = self._line
         if batch is not None:
@@ -266,7 +332,7 @@ class Buffer:
         size = 0
         while line and len(taken) < max_events:
             more = line[0].event.size
-            if taken and size + more > max_bytes:
+            if size + more > max_bytes and (taken or not any_size):
                 break
             size += more
             taken.append(line.popleft())
@@ -291,7 +357,7 @@ class Buffer:
         So no task waits while there are events, and they come out in their order. What a task is woken with is an
         empty batch, not its event: tasks run in no particular order.
         """
-        if not self.closed:
+        if not self._sealed:
             waiting = self._receive.statistics().tasks_waiting_receive
             for _ in range(min(waiting, len(self._line))):
                 self._send.send_nowait([])
@@ -303,15 +369,70 @@ class Buffer:
             self._make_space()
         return buffered
 
-    def put_back(self, buffered: BufferedEvent) -> None:
-        """Put an event that was not settled at the head of the line."""
+    def put_back(self, taken: Sequence[BufferedEvent]) -> None:
+        """Put events back that were taken and not handled, at the head of the line, in their order."""
+        self._bytes += sum([one.event.size for one in taken])
+        self._return(taken)
+
+    def put_back_handed_out(self, buffered: BufferedEvent) -> None:
+        """Put an event back that a program has seen: the next delivery of it is another attempt."""
         buffered.attempt += 1
-        self._events += 1
-        self._bytes += buffered.event.size
-        if not self.closed and self._receive.statistics().tasks_waiting_receive:
-            self._send.send_nowait([buffered])
-        else:
-            self._line.appendleft(buffered)
+        self.redelivered += 1
+        self.put_back([buffered])
+
+    def _return(self, taken: Sequence[BufferedEvent]) -> None:
+        self._events += len(taken)
+        self._line.extendleft(reversed(taken))
+        self._wake_waiting()
+
+    def retry(self, taken: Sequence[BufferedEvent], after: float | None = None) -> None:
+        """Have events whose delivery has failed delivered again, together and in their order.
+
+        Args:
+            taken: the events.
+            after: in how many seconds; None for the client's policy and the
+                number of attempts.
+        """
+        if not taken:
+            return
+        if after is None:
+            after = jitter(self._settings.redelivery, max([one.attempt for one in taken]), self._rng)
+        due = trio.current_time() + after
+        for one in taken:
+            one.attempt += 1
+            one.due = due
+        self._bytes += sum([one.event.size for one in taken])
+        if after <= 0 and not self.closed:
+            self.redelivered += len(taken)
+            self._return(taken)
+        elif not self._add_delayed(taken, due):
+            self._give_up(taken)
+            self._seal_if_done()
+
+    def _add_delayed(self, events: Sequence[BufferedEvent], due: float) -> bool:
+        """Have events wait for their redelivery; return False if that would be after the end."""
+        if self.closed and due > self._until:
+            return False
+        self._delays.add(list(events), due)
+        return True
+
+    def _redeliver(self, events: list[BufferedEvent]) -> None:
+        self.redelivered += len(events)
+        self._return(events)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Redeliver events from now on, in tasks of *nursery*, which there are only while events wait for it."""
+        self._delays.start(nursery)
+        self._last_calls.start(nursery)
+
+    def stop_starting(self) -> None:
+        """Start no task from now on: the nursery is about to end. What waits for its redelivery stays unsettled."""
+        self._until = -math.inf
+        self._delays.stop_starting()
+        self._last_calls.stop_starting()
+        self._give_up(self._delays.clear())
+        if self.closed:
+            self._seal_if_done()
 
     def settle(self, event: Event, entry: Entry) -> None:
         """Settle an event."""
@@ -324,22 +445,42 @@ class Buffer:
     def settle_taken(self, buffered: BufferedEvent) -> None:
         """Settle an event that was put into the buffer and taken."""
         self._in_hand -= 1
+        self.settled_events += 1
+        self.settled_at = self._reporter.wall_clock()
         self.settle(buffered.event, buffered.entry)
+        if self.closed:
+            self._seal_if_done()
 
     def settle_many(self, taken: Sequence[BufferedEvent]) -> None:
         """Settle events that were taken together."""
         self._in_hand -= len(taken)
+        self.settled_events += len(taken)
+        self.settled_at = self._reporter.wall_clock()
         self._ledger.settle_run([buffered.entry for buffered in taken])
         for observer in self._observers:
             for buffered in taken:
                 observer.settled(buffered.event)
         if self._waiting or self._paused:
             self._make_space()
+        if self.closed:
+            self._seal_if_done()
 
-    def put_back_many(self, taken: Sequence[BufferedEvent]) -> None:
-        """Put events that were taken together, and not settled, at the head of the line, in their order."""
-        for buffered in reversed(taken):
-            self.put_back(buffered)
+    def position_after(self, events: Collection[Event]) -> Position:
+        """Return what the position will be when *events* are settled: all that are in hand.
+
+        Raises:
+            ValueError: one of them is not in hand, or others are, too. Two positions that were made side by side
+                would not know of each other's events.
+        """
+        position = self._ledger.position_after([event.id for event in events], self._reporter.moment())
+        in_hand = self._in_hand - self._events - len(self._delays) - self._left
+        if in_hand > len(events):
+            raise ValueError(
+                f"{in_hand - len(events)} other events are in hand, and not settled: a position is for one task at a time"
+            )
+        if in_hand < len(events):
+            raise ValueError("an event of them is not in hand: it waits to be delivered")
+        return position
 
     def _make_space(self) -> None:
         settings, ledger = self._settings, self._ledger
@@ -355,12 +496,14 @@ class Buffer:
     def statistics(self) -> EventChannelStatistics:
         return EventChannelStatistics(
             buffered_events=self._events,
+            peak_buffered_events=self._peak,
             max_buffered_events=self._settings.limits.buffered_events,
             buffered_bytes=self._bytes,
             max_buffered_bytes=self._settings.limits.buffered_bytes,
             unsettled=self._ledger.unsettled,
             max_unsettled=self._settings.limits.unsettled,
             oldest_unsettled=self._ledger.oldest_unsettled,
+            delayed_events=len(self._delays),
             open_handles=self._handles,
             tasks_waiting_receive=self._receive.statistics().tasks_waiting_receive,
             tasks_waiting_space=len(self._space),

@@ -1,15 +1,23 @@
-"""The handles that a program receives events from: `EventChannel` and `Delivery`."""
+"""The handles that a program receives events from: `EventChannel`, `Delivery` and `Batch`."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import NoReturn, final
+from typing import Final, NoReturn, final
 
 import trio
 
+from .._checks import check_count, check_delay, refusal
+from .._dead_letters import DeadLetter, DeadLetters, check_dead_letters
 from .._events import Event
+from .._position import Position
 from .._redact import presentable
 from ._buffer import Buffer, BufferedEvent, EventChannelStatistics
+
+BATCH_BYTES: Final = 64 * 1024 * 1024
+"""Maximum size of the events of a batch, in bytes, as `Limits.buffered_bytes` by default."""
 
 
 @final
@@ -44,6 +52,8 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         self._buffer = buffer
         self._receive = buffer.open_handle()
         self._current: BufferedEvent | None = None
+        self._given: dict[int, BufferedEvent] = {}
+        """The events of deliveries that were not entered yet, by the identity of each event."""
         self._owner: trio.lowlevel.Task | None = None
         self._asking: trio.lowlevel.Task | None = None
         self._busy = False
@@ -124,13 +134,14 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         if buffered is not None:
             self._buffer.settle_taken(buffered)
 
-    def delivery(self) -> Delivery:
+    def delivery(self, *, dead_letters: DeadLetters | None = None) -> Delivery:
         """Receive an event for a block, and settle it at the block's end.
 
         If the block is left with an exception, `trio.Cancelled` included, the
-        event goes back to the head of the line instead, for this or another
-        handle. A task may hold several deliveries of one handle, and settle
-        them in any order.
+        event is delivered again instead, to this or another handle: after a
+        wait that grows with its attempts (``redelivery`` of `open_realtime`),
+        during which other events are delivered. A task may hold several
+        deliveries of one handle, and settle them in any order.
 
         Entering settles an event that `receive` returned before, and raises
         what `receive` raises.
@@ -139,8 +150,73 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
 
             async with events.delivery() as delivery:
                 await handle(delivery.event)
+
+        Args:
+            dead_letters: where `Delivery.reject` puts the event.
         """
-        return Delivery(self)
+        return Delivery(self, None, check_dead_letters(dead_letters))
+
+    def deliveries(self, *, dead_letters: DeadLetters | None = None) -> Deliveries:
+        """Iterate over deliveries until the channel ends.
+
+        Each turn of the loop has a `Delivery` with its event, to be entered
+        in this or another task; see `delivery`.
+
+        Example::
+
+            async for delivery in events.deliveries(dead_letters=DeadLetterFile("dead.jsonl")):
+                async with delivery:
+                    if not known(delivery.event):
+                        delivery.reject("not known")
+                    elif not await sent(delivery.event):
+                        delivery.retry(after=60)
+
+        The loop raises what `receive` raises, except `trio.EndOfChannel`,
+        which ends it.
+
+        Args:
+            dead_letters: where `Delivery.reject` puts the events.
+        """
+        return Deliveries(self, check_dead_letters(dead_letters))
+
+    def batch(self, *, max_events: int = 100, max_bytes: int = BATCH_BYTES, within: float = 1.0) -> Batch:
+        """Receive several events for a block, and settle all of them at the block's end.
+
+        Entering waits for an event, and then until there are *max_events*,
+        or for *within* seconds. The end of the channel does not drop what was
+        collected: the next batch raises `trio.EndOfChannel`. If it is
+        cancelled while it collects, no event is lost and none is settled. A
+        batch costs one checkpoint, not one for each event.
+
+        If the block is left with an exception, `trio.Cancelled` included, the
+        events that `Batch.settle` has not settled are delivered again, in
+        their order: after a wait that grows with their attempts, during which
+        other events are delivered.
+
+        Entering settles an event that `receive` returned before, and raises
+        what `receive` raises.
+
+        Example::
+
+            while True:
+                async with events.batch(max_events=500, within=0.2) as batch:
+                    await insert_rows(batch.events)
+
+        Args:
+            max_events: maximum number of events, from 1 on. Default 100.
+            max_bytes: maximum size of their frames in all, in bytes; one
+                event comes even if it is larger. Default 64 MiB.
+            within: maximum time from the first event to the block, in
+                seconds; 0 takes what is buffered, `math.inf` waits until the
+                batch is full. Default 1 s.
+
+        Raises:
+            ConfigurationError: an argument cannot be used.
+        """
+        check_count("max_events", max_events)
+        check_count("max_bytes", max_bytes)
+        check_delay("within", within, unlimited=True)
+        return Batch(self, max_events, max_bytes, within)
 
     def clone(self) -> EventChannel:
         """Make another handle to the same stream: each event goes to one of them.
@@ -168,10 +244,13 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
         if self._closed:
             return
         self._closed = True
+        given = list(self._given.values())
+        self._given.clear()
+        self._buffer.put_back(given)
         buffered, self._current = self._current, None
         self._owner = None
         if buffered is not None:
-            self._buffer.put_back(buffered)
+            self._buffer.put_back_handed_out(buffered)
         self._receive.close()
         self._buffer.handle_closed()
 
@@ -239,6 +318,30 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             self._busy = False
 
     @trio.lowlevel.enable_ki_protection
+    async def _collect(self, max_events: int, max_bytes: int, within: float) -> list[BufferedEvent]:
+        """Receive events until there are enough of them, or for *within* seconds after the first one."""
+        collected = await self._receive_many(max_events, max_bytes)
+        space = max_bytes - sum([one.event.size for one in collected])
+        self._busy = True
+        try:
+            with trio.move_on_after(within):
+                while (left := max_events - len(collected)) > 0:
+                    batch = None if self._buffer.has_line else await self._receive_batch()
+                    more = self._buffer.take_many(batch, left, space, any_size=False)
+                    if not more:
+                        break  # the next one is too large
+                    space -= sum([one.event.size for one in more])
+                    collected += more
+        except trio.EndOfChannel:
+            pass  # raised by the next call
+        except BaseException:
+            self._buffer.put_back(collected)
+            raise
+        finally:
+            self._busy = False
+        return collected
+
+    @trio.lowlevel.enable_ki_protection
     async def _receive_batch(self) -> list[BufferedEvent]:
         """Receive what was put into the buffer together; empty if there are events in the line. Cancelled, it has taken nothing."""
         while True:
@@ -254,8 +357,10 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
             if batch or self._buffer.has_line:
                 return batch
 
-    def _take(self) -> BufferedEvent:
-        """Give the current event to a delivery, which settles it."""
+    @trio.lowlevel.enable_ki_protection
+    async def _receive_one(self) -> BufferedEvent:
+        """Receive an event that the caller settles."""
+        await self.receive()
         buffered, self._current = self._current, None
         self._owner = None
         assert buffered is not None
@@ -270,11 +375,26 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
 
 @final
 class Delivery:
-    """An event in hand for a block. Made by `EventChannel.delivery`."""
+    """An event in hand for a block. Made by `EventChannel.delivery` and `EventChannel.deliveries`.
 
-    def __init__(self, channel: EventChannel) -> None:
+    The end of the block settles the event, unless `retry` or `reject` was
+    called. A block that is left with an exception has the event delivered again.
+    """
+
+    def __init__(self, channel: EventChannel, given: BufferedEvent | None, dead_letters: DeadLetters | None) -> None:
         self._channel = channel
-        self._taken: BufferedEvent | None = None
+        self._buffer = channel._buffer
+        self._taken = given
+        self._dead_letters = dead_letters
+        self._entered = self._left = False
+        self._retry_after: float | None = None
+        self._retries = False
+        self._rejected: str | None = None
+
+    def __repr__(self) -> str:
+        if self._taken is None:
+            return "<Delivery, without an event yet>"
+        return f"<Delivery of {self._taken.event!r}, attempt {self._taken.attempt}>"
 
     @property
     def event(self) -> Event:
@@ -286,25 +406,215 @@ class Delivery:
         """How often this process has handed it out, 1 the first time."""
         return self._require().attempt
 
+    @property
+    def position(self) -> Position:
+        """What `Realtime.position` will be when the event is settled, for a transaction of the program's own.
+
+        Raises:
+            ValueError: other events are in hand, too; see `Realtime.position_after`.
+        """
+        return self._buffer.position_after([self._require().event])
+
+    def retry(self, after: float | None = None) -> None:
+        """Have the event delivered again when the block has ended, instead of settling it.
+
+        The event stays unsettled, so that the position waits for it.
+
+        Args:
+            after: in how many seconds; None for a wait that grows with the
+                attempts (``redelivery`` of `open_realtime`).
+
+        Raises:
+            ConfigurationError: *after* is not a finite number from 0 on.
+            RuntimeError: the block was left, or not entered.
+        """
+        self._require_block()
+        if after is not None:
+            check_delay("after", after)
+        self._retries, self._retry_after, self._rejected = True, after, None
+
+    def reject(self, reason: str) -> None:
+        """Have the event put into the dead letters at the end of the block, and settled then.
+
+        The block's end raises what the dead letters raise; the event is
+        delivered again in that case.
+
+        Args:
+            reason: why, as text.
+
+        Raises:
+            RuntimeError: there are no dead letters, or the block was left or not entered.
+        """
+        self._require_block()
+        if not isinstance(reason, str):
+            raise refusal("reason", "a string", reason)
+        if self._dead_letters is None:
+            raise RuntimeError("reject() needs dead letters: pass dead_letters= to delivery() or deliveries()")
+        self._rejected, self._retries = reason, False
+
     def _require(self) -> BufferedEvent:
         if self._taken is None:
             raise RuntimeError("a delivery has its event inside of its async with block only")
         return self._taken
 
+    def _require_block(self) -> None:
+        if not self._entered or self._left:
+            raise RuntimeError("retry() and reject() belong inside of the delivery's async with block")
+
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Delivery:
-        if self._taken is not None:
+        if self._entered:
             raise RuntimeError("a delivery can be entered once")
-        await self._channel.receive()
-        self._taken = self._channel._take()
+        if self._taken is None:
+            self._taken = await self._channel._receive_one()
+        else:
+            # Where the loop has received it, there was a checkpoint, too; but this may be another task.
+            await trio.lowlevel.checkpoint()
+            if self._channel._given.pop(id(self._taken), None) is None:
+                raise trio.ClosedResourceError  # and put back
+        self._entered = True
         return self
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        buffered = self._require()
-        if exc is None:
-            self._channel._buffer.settle_taken(buffered)
+        taken = self._require()
+        self._left = True
+        if exc is not None or self._retries:
+            self._buffer.retry([taken], self._retry_after)
+        elif self._rejected is not None:
+            await self._put_aside(taken, self._rejected)
         else:
-            self._channel._buffer.put_back(buffered)
+            self._buffer.settle_taken(taken)
+
+    async def _put_aside(self, taken: BufferedEvent, reason: str) -> None:
+        assert self._dead_letters is not None
+        letter = DeadLetter(event=taken.event, attempts=taken.attempt, reason=reason, failed_at=datetime.now(UTC))
+        try:
+            await self._dead_letters.add(letter)
+        except BaseException:
+            self._buffer.retry([taken])
+            raise
+        self._buffer.dead += 1
+        self._buffer.settle_taken(taken)
+
+
+@final
+class Deliveries:
+    """The deliveries of a channel, for ``async for``. Made by `EventChannel.deliveries`."""
+
+    def __init__(self, channel: EventChannel, dead_letters: DeadLetters | None) -> None:
+        self._channel = channel
+        self._dead_letters = dead_letters
+
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        return self
+
+    @trio.lowlevel.enable_ki_protection
+    async def __anext__(self) -> Delivery:
+        try:
+            taken = await self._channel._receive_one()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        delivery = Delivery(self._channel, taken, self._dead_letters)
+        # Until it is entered, closing the handle gives the event to another one.
+        self._channel._given[id(taken)] = taken
+        return delivery
+
+
+@final
+class Batch:
+    """Events in hand for a block. Made by `EventChannel.batch`.
+
+    Iterating over it gives its events.
+    """
+
+    def __init__(self, channel: EventChannel, max_events: int, max_bytes: int, within: float) -> None:
+        self._channel = channel
+        self._limits = max_events, max_bytes, within
+        self._taken: list[BufferedEvent] | None = None
+        self._events: tuple[Event, ...] = ()
+        self._unsettled: dict[str, BufferedEvent] = {}
+        """By event id, in order."""
+        self._left = False
+
+    def __repr__(self) -> str:
+        if self._taken is None:
+            return "<Batch, without events yet>"
+        return f"<Batch of {len(self._taken)} events, {len(self._unsettled)} unsettled>"
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events, in order, those that `settle` has settled included. At least one."""
+        self._require()
+        return self._events
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @property
+    def attempt(self) -> int:
+        """How often this process has handed out the event among them that failed most often, 1 the first time."""
+        return max([one.attempt for one in self._require()])
+
+    @property
+    def position(self) -> Position:
+        """What `Realtime.position` will be when the batch is settled, for a transaction of the program's own.
+
+        Raises:
+            ValueError: other events are in hand, too, or all of these are
+                settled; see `Realtime.position_after`.
+        """
+        self._require()
+        if not self._unsettled:
+            raise ValueError("every event of the batch is settled; Realtime.position is the position after it")
+        return self._channel._buffer.position_after([one.event for one in self._unsettled.values()])
+
+    def settle(self, *events: Event) -> None:
+        """Settle some of the events now. If the block fails, only the others are delivered again.
+
+        Settling one again changes nothing.
+
+        Raises:
+            ValueError: one is not of this batch; then none was settled.
+            RuntimeError: the block was left, or not entered.
+        """
+        known = {one.event.id for one in self._require()}
+        if self._left:
+            raise RuntimeError("settle() belongs inside of the batch's async with block")
+        for event in events:
+            if event.id not in known:
+                raise ValueError(f"event {presentable(event.id, 80)} is not of this batch")
+        chosen = [self._unsettled.pop(event.id) for event in events if event.id in self._unsettled]
+        self._channel._buffer.settle_many(chosen)
+
+    def _require(self) -> list[BufferedEvent]:
+        if self._taken is None:
+            raise RuntimeError("a batch has its events inside of its async with block only")
+        return self._taken
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> Batch:
+        if self._taken is not None:
+            raise RuntimeError("a batch can be entered once")
+        self._taken = await self._channel._collect(*self._limits)
+        self._events = tuple([one.event for one in self._taken])
+        self._unsettled = {one.event.id: one for one in self._taken}
+        return self
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._require()
+        self._left = True
+        rest = list(self._unsettled.values())
+        self._unsettled.clear()
+        if exc is None:
+            self._channel._buffer.settle_many(rest)
+        else:
+            self._channel._buffer.retry(rest)

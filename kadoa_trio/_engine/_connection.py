@@ -406,7 +406,7 @@ class Connection:
         messages.reverse()
         while messages:
             # Taken out, so that a large message is not kept for the time that its event waits.
-            frame = decode(messages.pop())
+            frame = decode(messages.pop(), moment[0])
             if isinstance(frame, Event):
                 events.append(frame)
                 continue
@@ -440,6 +440,7 @@ class Connection:
         if not any(messages):
             return  # an empty message is no sign of life
         self._last_frame = now
+        self._context.reporter.last_frame_at = moment[0]
         if now > self._far_enough:
             timeout = self._context.settings.timeouts.heartbeat
             slack = timeout * _HEARTBEAT_SLACK

@@ -52,7 +52,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar, Final
 
@@ -134,6 +134,8 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     """The connection that delivered it first, or `_FROM_LOG`, or `_RESTORED`."""
     line: _Line
     """The line of that connection."""
+    admitted: Moment | None = None
+    """When it was admitted; None again when the position has passed this entry."""
     moved: bool = False
     """Whether the resume cursor moved when this event was admitted."""
     cursor: str | None = None
@@ -864,7 +866,7 @@ class Ledger:
                     older.by_newer += 1
         if cursor is not None:
             source.last = arrived
-        entry = Entry(self._seq, event_id, generation, source.line)
+        entry = Entry(self._seq, event_id, generation, source.line, now)
         if leads and source.trusted:
             if cursor is not None or self._cursor is None:
                 entry.moved, entry.cursor = True, cursor
@@ -929,7 +931,7 @@ class Ledger:
                 break
             newest = cursor
             seq += 1
-            ids[event_id] = entry = Entry(seq, event_id, generation, line, True, cursor, arrived)
+            ids[event_id] = entry = Entry(seq, event_id, generation, line, now, True, cursor, arrived)
             entries.append(entry)
         if not entries:
             return entries
@@ -1040,20 +1042,20 @@ class Ledger:
         trail.append(one)
         source.trail_ids.add(one.entry.id)
 
-    def admit_apart(self, event_id: str) -> Entry:
+    def admit_apart(self, event_id: str, now: Moment | None = None) -> Entry:
         """Record a new event that was held and whose connection has ended. The resume cursor does not move."""
         self._seq += 1
         self._admitted += 1
-        entry = Entry(self._seq, event_id, _RESTORED, _Line())
+        entry = Entry(self._seq, event_id, _RESTORED, _Line(), now)
         self._record(entry)
         if self._cursor is not None:
             self._put_ahead(entry)
         return entry
 
-    def admit_from_log(self, event_id: str) -> Entry:
+    def admit_from_log(self, event_id: str, now: Moment | None = None) -> Entry:
         """Record a new event from the notification log. The resume cursor does not move."""
         self._seq += 1
-        entry = Entry(self._seq, event_id, _FROM_LOG, _Line())
+        entry = Entry(self._seq, event_id, _FROM_LOG, _Line(), now)
         self._record(entry)
         return entry
 
@@ -1088,7 +1090,7 @@ class Ledger:
             pending.popleft()
             tail.cursor, tail.at, tail.seq = entry.cursor, entry.at, entry.seq
             entry.passed = True
-            entry.cursor = entry.at = None
+            entry.cursor = entry.at = entry.admitted = None
             if not pending:
                 return
         if pending[0].settled:
@@ -1108,13 +1110,13 @@ class Ledger:
                 recent.append(entry.id)
                 entry.settled = entry.passed = True
                 if last is not None:
-                    last.cursor = last.at = None
+                    last.cursor = last.at = last.admitted = None
                 last = entry
                 rest += 1
         if last is not None:
             self.settled_count += rest
             tail.cursor, tail.at, tail.seq = last.cursor, last.at, last.seq
-            last.cursor = last.at = None
+            last.cursor = last.at = last.admitted = None
             if pending and pending[0].settled:
                 self._advance()
         for entry in itertools.islice(entries, rest, None):
@@ -1128,7 +1130,7 @@ class Ledger:
             if isinstance(item, Entry):
                 tail.take(item)
                 item.passed = True
-                item.cursor = item.at = None
+                item.cursor = item.at = item.admitted = None
             elif isinstance(item, _CursorStep):
                 tail.take(item)
             elif item.gap in self._gaps:
@@ -1146,46 +1148,58 @@ class Ledger:
         return oldest.id if isinstance(oldest, Entry) else None
 
     @property
+    def oldest_unsettled_since(self) -> Moment | None:
+        """When the oldest event that is not settled was admitted."""
+        oldest = self._pending[0] if self._pending else None
+        return oldest.admitted if isinstance(oldest, Entry) else None
+
+    @property
     def gaps(self) -> tuple[Gap, ...]:
         """The newest possible gaps, oldest first."""
         return tuple(self._gaps)
 
     def settled_position(self, now: Moment | None = None) -> Position:
         """Return the position: another run that resumes there loses no event that is not settled."""
-        return self._position(self._tail, self._pending, self._gaps, None, now)
+        return self._position(self._tail, self._pending, self._gaps, {}, now)
 
-    def position_after(self, event_id: str, now: Moment | None = None) -> Position:
-        """Return what `settled_position` will return once this event is settled, too.
+    def position_after(self, event_ids: Collection[str], now: Moment | None = None) -> Position:
+        """Return what `settled_position` will return once these events are settled, too.
 
         Raises:
-            ValueError: the event is not in hand, or an event before it is not settled.
+            ValueError: one of them is unknown or settled.
         """
-        entry = self._ids.get(event_id)
-        if entry is None or entry.passed:
-            raise ValueError(f"event {presentable(event_id, 80)} is not in hand")
-        if self._pending[0] is not entry:
-            older, newer = presentable(str(self.oldest_unsettled), 80), presentable(event_id, 80)
-            raise ValueError(f"event {older} came before {newer} and is not settled")
+        also: dict[str, Entry] = {}
+        for event_id in event_ids:
+            entry = self._ids.get(event_id)
+            if entry is None or entry.settled:
+                raise ValueError(f"event {presentable(event_id, 80)} is not in hand")
+            also[event_id] = entry
         tail, pending, gaps = self._tail.copy(), deque(self._pending), list(self._gaps)
-        while pending and (pending[0] is entry or pending[0].settled):
+        while pending and (pending[0].settled or (isinstance(pending[0], Entry) and pending[0].id in also)):
             item = pending.popleft()
             if not isinstance(item, _GapClosing):
                 tail.take(item)
             elif item.gap in gaps:
                 gaps.remove(item.gap)
-        return self._position(tail, pending, gaps, entry, now)
+        return self._position(tail, pending, gaps, also, now)
 
     def _position(
-        self, tail: _Tail, pending: Iterable[_Item], gaps: Collection[Gap], also: Entry | None, now: Moment | None
+        self,
+        tail: _Tail,
+        pending: Iterable[_Item],
+        gaps: Collection[Gap],
+        also: Mapping[str, Entry],
+        now: Moment | None,
     ) -> Position:
         settled: list[str] = []
         # Without a cursor nothing can be replayed. But the repair of a gap, open or to come, finds events again.
-        newest = list(self._recent) if also is None else [*self._recent, also.id]
+        newest = [*self._recent, *_ids_in_order(also.values())]
         recent = newest if gaps else newest[-RECENT_IDS_WITHOUT_CURSOR:]
         if tail.cursor is not None:
             pinned = {*tail.pins, *tail.late_pins}
-            ahead = [entry for entry in self._ahead.values() if entry.settled or entry is also]
-            beyond = [item for item in pending if isinstance(item, Entry) and item.settled and not item.ahead]
+            ahead = [entry for entry in self._ahead.values() if entry.settled or entry.id in also]
+            items = [item for item in pending if isinstance(item, Entry) and not item.ahead]
+            beyond = [item for item in items if item.settled or item.id in also]
             others = [entry for entry in (*ahead, *beyond) if entry.id not in pinned]
             settled = [*tail.pins, *tail.late_pins, *_ids_in_order(others)]
             known = set(settled)

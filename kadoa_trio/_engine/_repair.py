@@ -428,7 +428,7 @@ class Repairer:
         event_id, event = entry.event_id, None
         if event_id is None or not self._ledger.knows(event_id):
             await trio.lowlevel.checkpoint()  # an event may be large, and there are many
-            event = event_from_log(entry.raw)
+            event = event_from_log(entry.raw, self._reporter.wall_clock())
             if event is None:
                 if created is None or since <= created <= gap.until:
                     reading.nameless += 1

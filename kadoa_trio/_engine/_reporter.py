@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import trio
 
+from .._redact import presentable
 from ..notices import (
     AdmissionPaused,
     AttemptStarted,
@@ -120,7 +121,7 @@ class Status:
         )
 
 
-class _RateLimit:
+class RateLimit:
     """Lets `NOTICES_AT_ONCE` notices through, then one for each `NOTICE_INTERVAL`; counts the others.
 
     After a quiet time as many may come at once again.
@@ -150,18 +151,30 @@ class Reporter:
 
     Args:
         wall_clock: gives the time of a notice, aware.
-        clock: gives the time that rates are measured with, in seconds; Trio's.
+        clock: gives the time that durations are measured with, in seconds; Trio's.
+        on_notice: called with each notice that is published.
     """
 
-    def __init__(self, wall_clock: Callable[[], datetime], clock: Callable[[], float] = trio.current_time) -> None:
+    def __init__(
+        self,
+        wall_clock: Callable[[], datetime],
+        clock: Callable[[], float] = trio.current_time,
+        on_notice: Callable[[Notice], object] | None = None,
+    ) -> None:
         self.wall_clock = wall_clock
+        self._on_notice = on_notice
+        self._hook_faults = RateLimit()
         self.censor: Callable[[str], str] = str
         """Takes the secrets of the client out of a text: a server may repeat them in its frames."""
         self.status: Status = Status()
+        self.state_since: datetime = wall_clock()
+        """Since when the state is what it is, in wall time."""
+        self.last_frame_at: datetime | None = None
+        """When a connection received a frame last, in wall time."""
         self.dropped: int = 0
         """How many notices nobody read in time."""
         self._clock = clock
-        self._limits: dict[str, _RateLimit] = {}
+        self._limits: dict[str, RateLimit] = {}
         """By `Notice.repeats`, of which there are a few."""
         self._send, self._receive = trio.open_memory_channel[Notice](MAX_NOTICES)
         self.notices: trio.MemoryReceiveChannel[Notice] = self._receive.clone()
@@ -182,10 +195,11 @@ class Reporter:
         notice = attrs.evolve(notice, **changes)
         before, self.status = self.status, self.status.after(notice)
         if self.status.state is not before.state:
+            self.state_since = notice.at
             self._changed.set()
             self._changed = trio.Event()
         if notice.repeats is not None:
-            suppressed = self._limits.setdefault(notice.repeats, _RateLimit()).admit(self._clock())
+            suppressed = self._limits.setdefault(notice.repeats, RateLimit()).admit(self._clock())
             if suppressed is None:
                 return
             if suppressed:
@@ -203,10 +217,26 @@ class Reporter:
             self._send.send_nowait(notice)
         except trio.ClosedResourceError:
             pass  # the client has been left: nobody can read this notice
+        if self._on_notice is not None:
+            self._call_hook(self._on_notice, notice)
+
+    def _call_hook(self, hook: Callable[[Notice], object], notice: Notice) -> None:
+        try:
+            hook(notice)
+        except Exception as exc:
+            suppressed = self._hook_faults.admit(self._clock())
+            if suppressed is not None:
+                with contextlib.suppress(Exception):  # of a logging filter of the program's
+                    _log.error(
+                        "on_notice has raised %s for a notice %s; the client goes on%s",
+                        presentable(f"{type(exc).__name__}: {exc}", 300),
+                        type(notice).__name__,
+                        f" ({suppressed} more since the last such line)" if suppressed else "",
+                    )
 
     def moment(self) -> Moment:
         """Return the time on both clocks: the wall's, and Trio's."""
-        return self.wall_clock(), trio.current_time()
+        return self.wall_clock(), self._clock()
 
     async def wait_for(self, states: frozenset[State]) -> State:
         """Wait until the state is one of *states*, and return it."""

@@ -66,6 +66,8 @@ class Saver:
         """Saves that succeeded."""
         self.failures: int = 0
         """Saves that failed."""
+        self.failing: str | None = None
+        """Why the newest save failed; None if it succeeded."""
         # `Limits.unsaved` holds from the first event on.
         buffer.saved(0)
 
@@ -157,10 +159,12 @@ class Saver:
                 delay = min(first * 2.0 ** min(failures, 60), longest)
                 failures += 1
                 self.failures += 1
+                self.failing = str(exc)
                 self._wake.set()
                 self._reporter.publish(PositionNotSaved(why=str(exc), delay=delay, unsaved=self.unsaved))
                 await trio.sleep(delay)
             else:
+                self.failing = None
                 if failures:
                     self._reporter.publish(PositionSaved(failures=failures))
                 failures = 0

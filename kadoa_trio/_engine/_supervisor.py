@@ -96,9 +96,9 @@ class Supervisor:
         self.start_fault: KadoaError | None = None
         """Why the first connection could not be made."""
 
-    def stop(self) -> None:
-        """End all connections. Nothing is admitted from here on."""
-        self._context.admission.stop()
+    def stop(self, *, retry_within: float = 0.0) -> None:
+        """End all connections. Nothing is admitted from here on; see `Buffer.end` for *retry_within*."""
+        self._context.admission.stop(retry_within=retry_within)
         self._scope.cancel(reason="the client was stopped")
 
     def fail(self, fault: KadoaError) -> bool:

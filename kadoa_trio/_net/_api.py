@@ -6,7 +6,7 @@ Shapes are those of Kadoa's OpenAPI description, 3.0.0.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Final, TypeGuard
 from urllib.parse import urlsplit
@@ -15,10 +15,10 @@ import attrs
 import trio
 
 from .._contexts import async_context
-from .._errors import ConfigurationError, ProtocolError
+from .._errors import AttemptError, ConfigurationError, ProtocolError, Step, scrubbed
 from .._events import parse_json
 from .._exits import clean_up
-from .._redact import MIN_SECRET, Secret
+from .._redact import MIN_SECRET, Secret, presentable
 from .._settings import CLOSE_TIMEOUT, Settings, fits_header
 from ._dial import Address
 from ._http import USER_AGENT, HttpClient, open_http, utc_now
@@ -48,7 +48,8 @@ class KadoaApi:
     """Kadoa's HTTP endpoints, for one API key. Made by `open_api`."""
 
     _http: HttpClient = attrs.field(repr=False)
-    _key: Secret = attrs.field(repr=False)
+    _credential: Secret | Callable[[], Awaitable[str]] = attrs.field(repr=False)
+    """The key, or what gives it."""
     _settings: Settings = attrs.field(repr=False)
     _kept: KeptConnections | None = attrs.field(init=False, default=None, repr=False)
     """For acknowledgements, once there was one."""
@@ -63,7 +64,7 @@ class KadoaApi:
         return self._http.censor(text)
 
     async def fetch_token(self) -> Token:
-        """Trade the API key for a fresh access token.
+        """Trade the API key, which is asked for if it may change, for a fresh access token.
 
         The whole request, reading the answer included, takes no longer than
         `Timeouts.token`. Cancellation abandons it.
@@ -74,10 +75,12 @@ class KadoaApi:
             ProtocolError: a success, but not the documented JSON, or a team
                 whose id shows the key or the token.
             AttemptError: everything that may pass: the network, no answer in
-                time, 408, 425, 429, 3xx, 5xx.
+                time, 408, 425, 429, 3xx, 5xx; the function that gives the key
+                has failed.
         """
+        key = await self._key("token")
         url, timeout = _token_url(self._settings), self._settings.timeouts.token
-        headers: dict[str, str | Secret] = {"x-api-key": self._key, **_CALLER}
+        headers: dict[str, str | Secret] = {"x-api-key": key, **_CALLER}
         if can_keep(Address.of(url), self._settings):
             # The next token may be hours away, so that no connection is kept for it.
             answer = await post_once(url, self._settings, self._secrets, headers, timeout)
@@ -85,11 +88,34 @@ class KadoaApi:
         else:
             headers["connection"] = "close"
             answer = await self._http.request("token", "POST", url, timeout=timeout, headers=headers)
-        token = _parse_token(answer.content("token"), self._key)
+        token = _parse_token(answer.content("token"), key)
         if token is None:
             raise ProtocolError("token", "the answer is not the documented JSON", status=answer.status)
         self._http.remember(token.access_token)
         return token
+
+    async def _key(self, step: Step) -> Secret:
+        """Return the key as it is now."""
+        if isinstance(self._credential, Secret):
+            return self._credential
+        timeout = self._settings.timeouts.token
+        key: Secret | None = None
+        with trio.move_on_after(timeout):
+            try:
+                key = Secret(await self._credential())
+            except Exception as exc:
+                why = presentable(f"{type(exc).__name__}: {exc}", 300, *self._http.secrets)
+                raise AttemptError(step, f"the function given as api_key has failed: {why}") from scrubbed(
+                    exc, *self._http.secrets
+                )
+        if key is None:
+            raise AttemptError(step, f"the function given as api_key has returned no key within {timeout:g} s")
+        if not isinstance(key.reveal(), str) or not fits_header(key):
+            raise AttemptError(
+                step, "the function given as api_key has not returned printable ASCII without spaces around it"
+            )
+        self._http.use(key)
+        return key
 
     async def acknowledge(self, event_id: str) -> None:
         """Acknowledge an event, without the key, as Kadoa's SDKs do.
@@ -155,7 +181,7 @@ class KadoaApi:
             f"{self._settings.endpoints.public_api.rstrip('/')}/v5/notifications{path}",
             timeout=API_TIMEOUT,
             limit=limit,
-            headers={"x-api-key": self._key, **_CALLER},
+            headers={"x-api-key": await self._key("notifications"), **_CALLER},
             content=body if isinstance(body, Secret) else b"" if body is None else json.dumps(body).encode(),
             params=params,
         )
@@ -167,12 +193,17 @@ class KadoaApi:
 
 @async_context
 async def open_api(
-    *, api_key: Secret, settings: Settings, calls: bool = True, wall_clock: Callable[[], datetime] = utc_now
+    *,
+    api_key: Secret | Callable[[], Awaitable[str]],
+    settings: Settings,
+    calls: bool = True,
+    wall_clock: Callable[[], datetime] = utc_now,
 ) -> AsyncIterator[KadoaApi]:
     """Open a `KadoaApi`; leaving closes its connections. Entering makes no request.
 
     Args:
-        api_key: the account's key. It goes into one header and nowhere else.
+        api_key: the account's key, which goes into one header and nowhere
+            else; or a function that gives it, which is awaited for each use.
         settings: the client's options.
         calls: whether `KadoaApi.call` may be used. If not, httpx is imported only if the environment's proxies need it.
         wall_clock: gives the time that a ``Retry-After`` date is measured against.
@@ -182,14 +213,14 @@ async def open_api(
             certificates that the environment names cannot be used.
     """
     # h11 refuses such a key with an error that shows it.
-    if not fits_header(api_key):
+    if isinstance(api_key, Secret) and not fits_header(api_key):
         raise ConfigurationError("the API key must be printable ASCII, without spaces around it")
     endpoints = settings.endpoints
     urls = [urlsplit(url) for url in (endpoints.public_api, endpoints.realtime_api)]
     async with open_http(
         hosts={url.hostname or "" for url in urls},
         secure=any(url.scheme == "https" for url in urls),
-        secrets=(api_key,),
+        secrets=(api_key,) if isinstance(api_key, Secret) else (),
         ssl_context=settings.ssl_context,
         transport=None if endpoints.network is None else endpoints.network.http_transport,
         wall_clock=wall_clock,

@@ -88,12 +88,19 @@ class HttpClient:
     _secrets: tuple[Secret, ...] = attrs.field(repr=False)
     _wall_clock: Callable[[], datetime] = attrs.field(repr=False)
     _recent: tuple[Secret, ...] = attrs.field(init=False, repr=False, default=())
+    _keys: tuple[Secret, ...] = attrs.field(init=False, repr=False, default=())
+    """Of keys that change, the newest."""
     _client: httpx.AsyncClient | None = attrs.field(init=False, repr=False, default=None)
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
         """What a server may repeat: the secrets that requests hold, proxy credentials, and the newest that servers gave."""
-        return (*self._secrets, *self._recent)
+        return (*self._secrets, *self._keys, *self._recent)
+
+    def use(self, key: Secret) -> None:
+        """Keep *key*, which requests hold from now on, out of logs and errors until two newer ones are known."""
+        if key not in self._keys:
+            self._keys = (*self._keys, key)[-2:]
 
     def pool(self) -> httpx.AsyncClient:
         """Return the pool of connections, which is made when it is first needed: importing httpx takes 50 ms and more.

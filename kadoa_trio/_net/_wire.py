@@ -25,10 +25,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeGuard
 
 import attrs
 import msgspec
+from msgspec.structs import force_setattr
 
 from .._events import WORKFLOW_FIELD, Event, json_kind, parse_json
 from .._redact import presentable
@@ -145,8 +147,8 @@ _read_loosely: Final = msgspec.json.Decoder(_Loose).decode
 _read_payload: Final = msgspec.json.Decoder(_Payload).decode
 
 
-def decode(message: str | bytes) -> Decoded:
-    """Read a frame. Never raises, whatever *message* is.
+def decode(message: str | bytes, at: datetime | None = None) -> Decoded:
+    """Read a frame that was received at the time *at*. Never raises, whatever *message* is.
 
     A frame that names a type and carries an id, a ``message`` or ``data``
     becomes an `Event`, whatever the values are. Bytes are read as UTF-8, so
@@ -159,8 +161,11 @@ def decode(message: str | bytes) -> Decoded:
     try:
         usual = _read_usual(frame)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return _decode_any(frame)
-    return Event(usual.id, usual.event_type, usual.timestamp, usual.cursor, "id", frame, usual.message.workflow_id)
+        other = _decode_any(frame)
+        if at is not None and isinstance(other, Event):
+            force_setattr(other, "received_at", at)
+        return other
+    return Event(usual.id, usual.event_type, usual.timestamp, usual.cursor, "id", frame, usual.message.workflow_id, at)
 
 
 def _decode_any(frame: str | bytes) -> Decoded:
@@ -294,8 +299,8 @@ def _interpret(envelope: _Envelope, frame: str | bytes) -> Decoded:
     return Ignored(kind="unknown", why="it carries neither an id nor a payload", type=_shown(name))
 
 
-def event_from_log(row: Mapping[str, object]) -> Event | None:
-    """Make an event from a row of the notification log; None if the row does not identify its event.
+def event_from_log(row: Mapping[str, object], at: datetime | None = None) -> Event | None:
+    """Make an event from a row of the notification log, read at *at*; None if the row does not identify its event.
 
     A row's ``payload`` is the payload or the whole event. It counts as the
     whole event only if it names the row's event type, because payloads have
@@ -315,7 +320,7 @@ def event_from_log(row: Mapping[str, object]) -> Event | None:
             frame["message"] = {WORKFLOW_FIELD: workflow_id, **payload}
     frame.setdefault("timestamp", row.get("createdAt"))
     try:
-        event = decode(json.dumps(frame))
+        event = decode(json.dumps(frame), at)
     except RecursionError:  # nested too deeply
         return None
     if not isinstance(event, Event) or event.id_source != "id":

@@ -25,8 +25,8 @@ from .._events import (
     WorkflowFinished,
     WorkflowRecovered,
 )
-from .._forward import strict_json
 from .._redact import presentable
+from .._webhooks import strict_json
 from ..notices import Failed, Notice, Stopped
 
 _COLOURS = {

@@ -17,6 +17,7 @@ from ._builders import workflow_failed as workflow_failed
 from ._builders import workflow_finished as workflow_finished
 from ._builders import workflow_recovered as workflow_recovered
 from ._connection import SimulatedConnection as SimulatedConnection
+from ._dead_letters import MemoryDeadLetters as MemoryDeadLetters
 from ._faults import FaultKind as FaultKind
 from ._model import Faults as Faults
 from ._model import PublishedEvent as PublishedEvent
@@ -30,6 +31,7 @@ __all__ = [
     "Draft",
     "FaultKind",
     "Faults",
+    "MemoryDeadLetters",
     "PublishedEvent",
     "Schedule",
     "ScheduledFault",

@@ -7,6 +7,7 @@ does not find what it needs is left out, and the reason takes its place.
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -122,7 +123,7 @@ def _admit_to_settle(feed: Feed) -> dict[str, float]:
     settings = Settings()
     reporter = Reporter(lambda: datetime.now(UTC))
     ledger = Ledger(settings.limits.dedupe_window, stable_after=settings.timeouts.stable_after)
-    buffer = Buffer(settings, ledger, reporter)
+    buffer = Buffer(settings, ledger, reporter, random.Random(1))
     admission = Admission(ledger, buffer, reporter, event_types=None, workflow_ids=None)
     # One handle for each event of a block: to ask a handle for the next event settles the one before.
     channels = [EventChannel(buffer) for _ in range(BLOCK)]

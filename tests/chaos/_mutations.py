@@ -158,7 +158,7 @@ def events_are_settled_when_they_are_received() -> list[Patch]:
 
 @_mutation(60, "crash-safe, lossless", "failing", "workers")
 def a_failed_delivery_is_settled() -> list[Patch]:
-    return [(buffer.Buffer, "put_back", lambda self, taken: self.settle(taken.event, taken.entry))]
+    return [(buffer.Buffer, "retry", lambda self, taken, after=None: self.settle_many(taken))]
 
 
 @_mutation(60, "not deaf")
