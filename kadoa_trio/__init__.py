@@ -7,7 +7,8 @@
             ...
 
 Here are the words that a program uses every day. `kadoa_trio.notices` has
-what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
+what the client reports of itself, `kadoa_trio.consuming` the classes of
+batches, deliveries and dead letters, `kadoa_trio.workspace` Kadoa's side
 (channels, settings, diagnosis), `kadoa_trio.testing` a simulated Kadoa.
 """
 
@@ -26,15 +27,17 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 #   notices      public: what the client reports of itself
 #   _files       opened without following links, and locks
 #   _webhooks    events in the shape of webhooks, as strict JSON
+#   _dead_letters  where a program puts events that it cannot handle
 #   _letters     files of letters that can be replayed while others are added
 #   _stores      cursor stores: where a position outlives a process
 #   _net         everything that talks to Kadoa
 #   workspace    public: channels, settings, the log, plans, diagnosis
-#   _dead_letters  where a program puts events that it cannot handle
+#   _dead_letter_file  dead letters in a file
 #   _forward     posts events to a webhook
 #   _engine      what keeps the stream whole
 #   _client      open_realtime
 #   _signals     an orderly end at SIGTERM and SIGINT
+#   consuming    public: the classes and protocols of consuming
 #   testing      public: the simulated Kadoa and its kit
 #   cli          the command
 #
@@ -74,17 +77,9 @@ what the client reports of itself, `kadoa_trio.workspace` Kadoa's side
 from ._client import Realtime as Realtime
 from ._client import RealtimeStatistics as RealtimeStatistics
 from ._client import open_realtime as open_realtime
-from ._dead_letters import DeadLetter as DeadLetter
-from ._dead_letters import DeadLetterFile as DeadLetterFile
-from ._dead_letters import DeadLetters as DeadLetters
+from ._dead_letter_file import DeadLetterFile as DeadLetterFile
 from ._engine._buffer import EventChannelStatistics as EventChannelStatistics
-from ._engine._channel import Batch as Batch
-from ._engine._channel import Deliveries as Deliveries
-from ._engine._channel import Delivery as Delivery
 from ._engine._channel import EventChannel as EventChannel
-from ._engine._health import Health as Health
-from ._engine._process import FailedAttempt as FailedAttempt
-from ._engine._process import Processed as Processed
 from ._engine._process import process as process
 from ._errors import AttemptError as AttemptError
 from ._errors import AuthenticationError as AuthenticationError
@@ -112,7 +107,6 @@ from ._events import WorkflowRecovered as WorkflowRecovered
 from ._forward import FailedForward as FailedForward
 from ._forward import Forwarder as Forwarder
 from ._forward import open_forwarder as open_forwarder
-from ._letters import Replayed as Replayed
 from ._position import Gap as Gap
 from ._position import GapReason as GapReason
 from ._position import Position as Position
@@ -121,7 +115,6 @@ from ._settings import Limits as Limits
 from ._settings import Network as Network
 from ._settings import RetryPolicy as RetryPolicy
 from ._settings import Timeouts as Timeouts
-from ._signals import Stopping as Stopping
 from ._signals import stopping_on_signals as stopping_on_signals
 from ._stores import CursorSession as CursorSession
 from ._stores import CursorStore as CursorStore
@@ -133,32 +126,25 @@ from ._webhooks import webhook_body as webhook_body
 __all__ = [
     "AttemptError",
     "AuthenticationError",
-    "Batch",
     "ConfigurationError",
     "ConnectionFailedError",
     "ConsumerOwnedError",
     "CursorSession",
     "CursorStore",
     "CursorStoreError",
-    "DeadLetter",
     "DeadLetterError",
     "DeadLetterFile",
-    "DeadLetters",
-    "Deliveries",
-    "Delivery",
     "Difference",
     "Endpoints",
     "Event",
     "EventChannel",
     "EventChannelStatistics",
-    "FailedAttempt",
     "FailedForward",
     "FieldChange",
     "ForeignError",
     "Forwarder",
     "Gap",
     "GapReason",
-    "Health",
     "InternalError",
     "KadoaError",
     "Limits",
@@ -169,15 +155,12 @@ __all__ = [
     "OtherMessage",
     "OwnershipLostError",
     "Position",
-    "Processed",
     "ProtocolError",
     "Realtime",
     "RealtimeStatistics",
-    "Replayed",
     "RequestRefusedError",
     "RetryPolicy",
     "SQLiteCursorStore",
-    "Stopping",
     "Timeouts",
     "WorkflowDataChange",
     "WorkflowFailed",

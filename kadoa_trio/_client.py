@@ -29,7 +29,7 @@ from ._engine._admission import Admission
 from ._engine._buffer import Buffer
 from ._engine._channel import EventChannel
 from ._engine._connection import ConnectionContext
-from ._engine._health import Health, examine
+from ._engine._health import examine
 from ._engine._ledger import Ledger, Moment
 from ._engine._repair import Repairer
 from ._engine._reporter import Reporter
@@ -44,7 +44,7 @@ from ._position import Gap, Position
 from ._redact import Secret, hidden
 from ._settings import Endpoints, Limits, RetryPolicy, Settings, Timeouts, read_key, settings_of
 from ._stores import CursorStore, store_of
-from .notices import ConnectionStatus, Notice, State
+from .notices import ConnectionStatus, Health, Notice, State
 
 LEAVE_TIMEOUT = 2.0
 """Maximum duration of leaving in all, in seconds: sockets, the last save, the last acknowledgements."""

@@ -150,4 +150,4 @@ def test_simulator_shares_no_habits_with_the_client() -> None:
     for name, found in IMPORTS.items():
         if name.startswith("testing.") and name.split(".")[1] not in ("_builders", "strategies"):
             above = {one for one in found if one.startswith(".") and not one.startswith(".testing")}
-            assert above <= {"._settings", "._exits", "._contexts", "._checks"}, name
+            assert above <= {"._settings", "._exits", "._contexts", "._checks", "._dead_letters"}, name

@@ -23,6 +23,7 @@ import trio.testing
 from _processes import finished, running
 
 import kadoa_trio
+import kadoa_trio.consuming
 import kadoa_trio.notices
 import kadoa_trio.workspace
 from kadoa_trio import ConfigurationError, SQLiteCursorStore
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(kadoa_trio.__file__).parent
-PUBLIC = (kadoa_trio, kadoa_trio.notices, kadoa_trio.workspace)
+PUBLIC = (kadoa_trio, kadoa_trio.consuming, kadoa_trio.notices, kadoa_trio.workspace)
 
 
 def test_every_public_name_exists() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
-import attrs
 import trio
 
 from .._redact import presentable
-from ..notices import State
+from ..notices import Health, State
 from ._admission import Admission
 from ._buffer import Buffer
 from ._ledger import Ledger
@@ -16,43 +13,6 @@ from ._reporter import Reporter
 from ._saver import Saver
 
 _MAX_REASON = 300
-
-
-@attrs.frozen(kw_only=True)
-class Health:
-    """How the client and its program are at one moment. Times are in UTC, by the machine's clock."""
-
-    problems: tuple[str, ...]
-    """Why the client or the program is not well, one sentence each; empty if both are."""
-    state: State
-    state_since: datetime
-    live: bool
-    """Whether a connection delivers events; also while it is being replaced."""
-    last_frame_at: datetime | None
-    """When a connection received a frame last, heartbeats included; None before the first one."""
-    last_event_at: datetime | None
-    """When an event was received last, filtered ones included; None before the first one."""
-    last_settled_at: datetime | None
-    """When the program settled an event last; None before the first one."""
-    unsettled: int
-    """The span from the oldest unsettled event to the newest one received, in events."""
-    oldest_unsettled: str | None
-    """The id of the oldest event that is not settled."""
-    oldest_unsettled_age: float | None
-    """How long ago that event was received, in seconds."""
-    unsaved: int
-    """Settled events that no save covers yet; 0 without a cursor store."""
-    open_gaps: int
-    """Possible gaps that are not repaired, maximum 100."""
-
-    @property
-    def healthy(self) -> bool:
-        """Whether there is no problem."""
-        return not self.problems
-
-    def __str__(self) -> str:
-        """Give the problems in one line; ``"live"`` if there is none."""
-        return "; ".join(self.problems) or self.state.value
 
 
 def examine(
