@@ -9,7 +9,7 @@ from typing import Any, final
 
 from ._checks import check_callable
 from ._dead_letters import MAX_REASON, DeadLetter, reason_of
-from ._events import Event, write_time
+from ._events import Event, parse_json, write_time
 from ._letters import LetterFile, Replayed, body_of_letter, file_of
 from ._net._wire import decode
 from ._redact import presentable
@@ -101,7 +101,7 @@ def _event_of(body: dict[str, Any]) -> Event | None:
 
 def _again(line: bytes, error: Exception) -> bytes:
     """Write the letter of an event that has failed again: one more attempt, and the newest reason."""
-    letter = json.loads(line)
+    letter = parse_json(line)
     attempts = letter.get("attempts")
     letter["attempts"] = attempts + 1 if isinstance(attempts, int) else 1
     letter["why"] = reason_of(error)

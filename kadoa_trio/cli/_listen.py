@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from typing import Literal
 
 import attrs
@@ -13,7 +12,7 @@ from .._client import open_realtime
 from .._events import Event
 from .._redact import Secret, revealed
 from .._stores import SQLiteCursorStore
-from ._output import Output, Summary, event_line, json_line, saying_notices
+from ._output import NoticePrinter, Output, Summary, event_line, json_line
 
 Format = Literal["auto", "text", "json"]
 
@@ -60,25 +59,24 @@ async def follow(
             cancellation ends the command.
     """
     summary = Summary()
-    with ExitStack() as stack:
-        stack.enter_context(saying_notices())
-        async with (
-            open_realtime(revealed(source.api_key), **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
-            trio.open_nursery() as nursery,
-        ):
-            for task in beside:
-                nursery.start_soon(task, nursery.cancel_scope)
-            try:
-                async for event in realtime.events:
-                    await handle(event)
-                    summary.events += 1
-                    if summary.events == limit:
-                        realtime.events.settle()
-                        break
-            finally:
-                stack.close()  # the summary is the last line
-                summary.say(realtime)
-            nursery.cancel_scope.cancel(reason="done")
+    printer = NoticePrinter()
+    async with (
+        open_realtime(revealed(source.api_key), on_notice=printer, **source.options()) as realtime,  # type: ignore[arg-type]  # see options()
+        trio.open_nursery() as nursery,
+    ):
+        for task in beside:
+            nursery.start_soon(task, nursery.cancel_scope)
+        try:
+            async for event in realtime.events:
+                await handle(event)
+                summary.events += 1
+                if summary.events == limit:
+                    realtime.events.settle()
+                    break
+        finally:
+            printer.stop()  # the summary is the last line
+            summary.say(realtime)
+        nursery.cancel_scope.cancel(reason="done")
 
 
 async def listen(source: Source, *, limit: int | None, form: Format) -> int:

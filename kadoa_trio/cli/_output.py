@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,8 +10,6 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 import trio
@@ -92,33 +91,21 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-class _SayingHandler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        if isinstance(getattr(record, "notice", None), Failed | Stopped):
-            return  # the command says how it ends itself
-        try:
-            say(record.getMessage())
-        except Exception:  # as the standard library's handlers do: a closed stderr does not end the client
-            self.handleError(record)
+class NoticePrinter:
+    """Prints notices to stderr, as ``on_notice`` of a client, until it is stopped."""
 
+    def __init__(self) -> None:
+        self._stopped = False
 
-@contextmanager
-def saying_notices() -> Iterator[None]:
-    """Print the notices of clients to stderr for the duration of a block.
+    def __call__(self, notice: Notice) -> None:
+        """Print a notice, unless the command itself says how it ends."""
+        if not self._stopped and is_for_people(notice) and not isinstance(notice, Failed | Stopped):
+            with contextlib.suppress(OSError, ValueError):  # a closed stderr does not end the client
+                say(str(notice))
 
-    The texts are those of the log records, because `Realtime.notices` can be
-    read only after the first connection is open, and the attempts before it
-    can fail for hours.
-    """
-    logger = logging.getLogger("kadoa_trio.client")
-    level, handler = logger.level, _SayingHandler(logging.INFO)
-    logger.addHandler(handler)
-    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
+    def stop(self) -> None:
+        """Print nothing from now on: something else shows them, or the command has ended."""
+        self._stopped = True
 
 
 def is_for_people(notice: Notice) -> bool:

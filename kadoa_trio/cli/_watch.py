@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import click
 import trio
@@ -16,7 +16,7 @@ from .._client import Realtime, open_realtime
 from .._redact import revealed
 from ._board import Board
 from ._listen import Source
-from ._output import Summary, saying_notices
+from ._output import NoticePrinter, Summary
 
 _REFRESH = 0.25
 
@@ -39,20 +39,19 @@ async def watch(source: Source) -> int:
     if not sys.stdout.isatty():
         raise click.UsageError("watch needs a terminal; `kadoa-trio listen` writes to pipes and files")
     summary = Summary()
-    with ExitStack() as stack:
-        stack.enter_context(saying_notices())
-        async with open_realtime(revealed(source.api_key), **source.options()) as realtime:  # type: ignore[arg-type]  # see options()
-            stack.close()  # the board shows them from here on
-            board = Board(trio.current_time())
-            try:
-                async with drawing(board, realtime, screen=True), trio.open_nursery() as nursery:
-                    nursery.start_soon(follow_notices, board, realtime)
-                    async for event in realtime.events:
-                        board.event(event, trio.current_time(), time.time())
-                        summary.events += 1
-                    nursery.cancel_scope.cancel(reason="the stream has ended")
-            finally:
-                summary.say(realtime)
+    printer = NoticePrinter()
+    async with open_realtime(revealed(source.api_key), on_notice=printer, **source.options()) as realtime:  # type: ignore[arg-type]  # see options()
+        printer.stop()  # the board shows them from here on
+        board = Board(trio.current_time())
+        try:
+            async with drawing(board, realtime, screen=True), trio.open_nursery() as nursery:
+                nursery.start_soon(follow_notices, board, realtime)
+                async for event in realtime.events:
+                    board.event(event, trio.current_time(), time.time())
+                    summary.events += 1
+                nursery.cancel_scope.cancel(reason="the stream has ended")
+        finally:
+            summary.say(realtime)
     return 0
 
 

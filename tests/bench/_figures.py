@@ -79,6 +79,7 @@ FIGURES: Final = (
     Figure("with acknowledgements (default), to the bare loop", Case("events, acknowledged"), BARE, 1.2, 1.6),
     Figure("with TLS, to the bare loop with TLS", Case("events, TLS"), Case("bare, TLS"), 1.5, 1.7),
     Figure("four workers, to the bare loop", Case("workers"), BARE, 1.5, 1.8),
+    Figure("`process` with eight workers and keys, to the bare loop", Case("process"), BARE, 1.2, 1.5),
     Figure("`event.message` read, to the bare loop", Case("typed"), BARE, 1.0, 1.4),
     Figure("500 KB events, to the bare loop", Case("events", _LARGE), Case("bare", _LARGE), 1.4, 1.7),
     Figure("latency p50, to the bare loop", Case("events", _PACED), Case("bare", _PACED), 1.1, 1.0, latency=True),

@@ -25,6 +25,7 @@ LOOPS: Final[Mapping[str, Callable[[Servers, Feed], Awaitable[dict[str, Any]]]]]
     "typed": _loops.typed,
     "workers": _loops.workers,
     "batches": _loops.batches,
+    "process": _loops.processed,
 }
 """What receives a feed in Trio, by name."""
 
