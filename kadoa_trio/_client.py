@@ -308,7 +308,8 @@ async def open_realtime(
         api_key: Kadoa's API key; None reads ``KADOA_API_KEY``. Or an async
             function without arguments that returns the key, for keys that
             change: it is awaited for every connection attempt, maximum
-            `Timeouts.token`, and if it raises, the attempt has failed.
+            `Timeouts.token`. If it raises, or returns nothing that can be a
+            key, the attempt has failed, and is repeated.
         endpoints: where Kadoa is; None reads the environment
             (`Endpoints.from_environment`), where Kadoa's own are the default.
         event_types: deliver events of these types only; None for all. An

@@ -763,6 +763,17 @@ async def test_fault_of_the_client_is_raised_when_all_is_handled(autojump_clock:
         assert len(handler.handled) == 20
 
 
+async def test_fault_that_process_could_not_raise_is_raised_on_leaving(autojump_clock: Any, pair: Any) -> None:
+    with pytest.raises(Exception, match=r"Limits\.message_size"):
+        async with pair(limits=Limits(message_size=2_000)) as (kadoa, realtime):
+            kadoa.publish_many(2)
+            await trio.sleep(30)
+            kadoa.publish(workflow_failed(reason="x" * 3_000))
+            with trio.move_on_after(600) as scope:
+                await process(realtime.events, Handler(seconds=1e6))
+            assert scope.cancelled_caught
+
+
 async def test_handler_that_never_waits_lets_other_tasks_run(autojump_clock: Any, pair: Any) -> None:
     async with pair() as (kadoa, realtime), trio.open_nursery() as nursery:
         kadoa.publish_many(200)
@@ -1050,19 +1061,24 @@ async def test_health_of_a_program_that_is_too_slow_and_of_a_store_that_fails(au
     async with (
         open_simulated_kadoa() as kadoa,
         open_realtime(
-            kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store, limits=Limits(buffered_events=3)
+            kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=store, limits=Limits(buffered_events=3, unsaved=6)
         ) as realtime,
     ):
         await kadoa.wait_subscribed(1)
         kadoa.publish_many(10)
         await trio.sleep(10)
-        assert "reading is paused: 3 events wait to be received (maximum 3)" in str(realtime.health())
+        assert realtime.health().healthy  # a full buffer is normal for a program that works off a backlog
         store.full = True
         await realtime.events.receive()
         await realtime.events.receive()
         await trio.sleep(5)
         assert "the position cannot be saved: disk full" in str(realtime.health())
         assert realtime.health().unsaved == 1
+        for _ in range(4):
+            await realtime.events.receive()
+        realtime.events.settle()
+        await trio.sleep(5)
+        assert "reading is paused: 0 events are not settled (maximum 10000), 6 are not saved" in str(realtime.health())
         store.full = False
         await trio.sleep(60)
         assert realtime.health().unsaved == 0
@@ -1087,6 +1103,19 @@ async def test_hook_sees_notices_before_entering_returns(autojump_clock: Any) ->
                     published.append(realtime.notices.receive_nowait())
             assert published == seen
             assert all(notice.at.year > 2000 for notice in seen)
+
+
+async def test_hook_that_turns_out_to_be_async_is_an_error_in_the_log(
+    autojump_clock: Any, pair: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hook(seen: list[Notice], notice: Notice) -> None:
+        seen.append(notice)
+
+    seen: list[Notice] = []
+    async with pair(on_notice=lambda notice: hook(seen, notice)) as (_kadoa, realtime):
+        await realtime.wait_live()
+    assert not seen
+    assert "on_notice has raised TypeError: it is an async function" in caplog.text
 
 
 async def test_hook_that_raises_changes_nothing(
@@ -1137,6 +1166,14 @@ async def test_key_that_changes_is_asked_for_at_every_attempt(autojump_clock: An
         assert asked == 3
         assert realtime.state is State.LIVE
         leaks.search(repr(realtime), repr(realtime._assembly))
+
+
+async def test_function_that_gives_the_key_may_be_a_plain_one(autojump_clock: Any) -> None:
+    async with (
+        open_simulated_kadoa() as kadoa,
+        open_realtime(lambda: kadoa.api_key, endpoints=kadoa.endpoints) as realtime,  # type: ignore[arg-type,return-value]
+    ):
+        await realtime.wait_live()
 
 
 @pytest.mark.parametrize(

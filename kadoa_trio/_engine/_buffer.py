@@ -129,6 +129,11 @@ class Buffer:
         """Called when the last handle is closed: nobody receives any more."""
 
     @property
+    def paused(self) -> bool:
+        """Whether admission is paused because too many events are unsettled or unsaved; see `AdmissionPaused`."""
+        return self._paused
+
+    @property
     def max_bytes(self) -> int:
         """`Limits.buffered_bytes`."""
         return self._max_bytes
@@ -272,6 +277,10 @@ class Buffer:
         """Return the fault that ended admission, once."""
         fault, self._fault = self._fault, None
         return fault
+
+    def give_back_fault(self, fault: Exception) -> None:
+        """Have the fault raised by another receiver, or when the client is left: the one that took it could not raise it."""
+        self._fault = fault
 
     # ---- handing out -------------------------------------------------------------------------------------------
 

@@ -30,11 +30,11 @@ def examine(
         problems.append(_STATES[state].format(seconds=seconds))
     if oldest is not None and age is not None and age >= stuck_after:
         problems.append(f"event {presentable(oldest, 80)} is not settled for {age:.0f} s")
-    if statistics.tasks_waiting_space:
+    if buffer.paused:
+        # Not for a full buffer: a program that works off a backlog has one all the time.
         problems.append(
-            f"reading is paused: {statistics.buffered_events} events wait to be received "
-            f"(maximum {statistics.max_buffered_events}), {statistics.unsettled} are not settled "
-            f"(maximum {statistics.max_unsettled})"
+            f"reading is paused: {statistics.unsettled} events are not settled (maximum {statistics.max_unsettled}), "
+            f"{0 if saver is None else saver.unsaved} are not saved"
         )
     if saver is not None and saver.failing is not None:
         problems.append(f"the position cannot be saved: {presentable(saver.failing, _MAX_REASON)}")

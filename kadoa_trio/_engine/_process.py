@@ -103,7 +103,8 @@ async def process(
     as taken. When *look_ahead* events are taken, nothing more is received
     until one of them is settled. So a key that is slow or always fails holds
     up all others when it has that many events, and the log says so. Give
-    *max_attempts* and *dead_letters* where an event may fail for ever.
+    *max_attempts* and *dead_letters* where an event may fail for ever. Two
+    calls of `process` on one stream know nothing of each other's keys.
 
     When the channel ends (`Realtime.stop`, a fatal fault), the events that
     were taken are handled. An event that fails then, or waits for its next
@@ -256,10 +257,14 @@ class _Loop:
                 self._end()
                 while self._taken:
                     await self._space.park()
+        except BaseException:
+            if fault is not None:
+                self._buffer.give_back_fault(fault)
+            raise
         finally:
             self._put_back()
         if fault is not None:
-            raise fault
+            raise fault from fault.__cause__
         return Processed(handled=self._handled, dead=self._dead, failures=self._failures, unsettled=self._left)
 
     # ---- receiving -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ bounded channel of notices; `realtime.state`, `realtime.wait_live()` and
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -222,7 +223,10 @@ class Reporter:
 
     def _call_hook(self, hook: Callable[[Notice], object], notice: Notice) -> None:
         try:
-            hook(notice)
+            result = hook(notice)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError("it is an async function, which is never awaited")
         except Exception as exc:
             suppressed = self._hook_faults.admit(self._clock())
             if suppressed is not None:

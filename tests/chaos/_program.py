@@ -303,7 +303,8 @@ class _Maker:
         elif self.on("own_position", 12):
             options["position"] = "own"
         if self.on("failing", 15):
-            options["consumer"] = "delivery"
+            options["consumer"] = self.choice(("delivery", "batches", "process"))
+            options["workers"] = self.integer(1, 4)
         elif self.on("workers", 12) and options.get("position") != "own":
             options["consumer"] = "workers"
             options["workers"] = self.integer(2, 4)
@@ -619,7 +620,7 @@ class _Maker:
         """Deliveries that fail."""
         if self.options.get("position") == "own":
             del self.options["position"]
-        self.options["consumer"] = self.choice(("delivery", "workers"))
+        self.options["consumer"] = self.choice(("delivery", "workers", "batches", "process"))
         self.options["workers"] = 2
         self.step(self.pause(), "fail", self.integer(1, 4))
         self.step(0.1, "emit", self.integer(1, 8), self.choice((0.0, 0.3)))

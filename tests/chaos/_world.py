@@ -22,6 +22,7 @@ broken ends the program. The promises::
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ import trio.testing
 
 import kadoa_trio
 import kadoa_trio._client
-from kadoa_trio import Endpoints, Event, Limits, Position, Realtime, Timeouts, open_realtime
+import kadoa_trio._engine._process
+from kadoa_trio import Endpoints, Event, Limits, Position, Realtime, Timeouts, open_realtime, process
 
 from ._program import Program
 from ._server import BASE, FILTER, KEY, SECRETS, SHORT_REFUSAL, Item, Server
@@ -531,6 +533,13 @@ class World:
             if faults:
                 raise faults[0]
             return
+        if kind == "process":
+            await process(events, functools.partial(self._handle, run), workers=self.program.options.workers)
+            return
+        if kind == "batches":
+            with contextlib.suppress(trio.EndOfChannel):
+                while True:
+                    await self._take_batch(run)
         if kind == "delivery":
             while True:
                 try:
@@ -562,6 +571,39 @@ class World:
                 self.own = (position, covered)
             self.settling(run, serial)
             run.waiting = True
+
+    async def _handle(self, run: Run, event: Event) -> None:
+        serial = self.handed(run, event)
+        await self._work(run)
+        self._fail_perhaps(run, [serial])
+        self.settling(run, serial)
+
+    async def _take_batch(self, run: Run) -> None:
+        assert run.realtime is not None
+        with contextlib.suppress(_Failed):
+            try:
+                run.waiting = True
+                async with run.realtime.events.batch(max_events=5, within=0.5) as batch:
+                    run.waiting = False
+                    serials = [self.handed(run, event) for event in batch]
+                    await self._work(run)
+                    if len(serials) > 2:
+                        self.settling(run, serials.pop(1))
+                        batch.settle(batch.events[1])
+                    self._fail_perhaps(run, serials)
+                    if self.program.options.position == "own" and not run.dead and None not in serials:
+                        covered = run.covered | run.settled_here | {one for one in serials if one is not None}
+                        self.own = (batch.position, covered)
+                    for serial in serials:
+                        self.settling(run, serial)
+            finally:
+                run.waiting = False
+
+    def _fail_perhaps(self, run: Run, serials: list[int | None]) -> None:
+        if self.failures and not run.dead and None not in serials:
+            self.failures -= 1
+            run.failed.update([one for one in serials if one is not None])
+            raise _Failed
 
     async def _worker(self, run: Run, faults: list[Exception]) -> None:
         try:
@@ -975,6 +1017,7 @@ def _surroundings(world: World) -> Iterator[None]:
     run_module._r.seed(seed)
     with (
         mock.patch.object(run_module, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+        mock.patch.object(kadoa_trio._engine._process, "_RNG", random.Random(f"{seed} retries")),
         mock.patch.object(kadoa_trio._client, "_RNG", random.Random(f"{seed} jitter")),
         mock.patch.object(kadoa_trio._client, "_utc_now", world.wall),
     ):
