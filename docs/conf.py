@@ -23,7 +23,7 @@ myst_heading_anchors = 2
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(trio|httpx|ssl|os|itertools|pathlib|hypothesis|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?",
+        r"(trio|httpx|ssl|os|signal|itertools|pathlib|hypothesis|datetime|collections|typing|enum|logging|contextlib|attrs|attr|cattrs)(\..*)?",
     ),
     (
         r"py:.*",

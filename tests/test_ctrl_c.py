@@ -34,17 +34,16 @@ import trio.testing
 from trio._core import _ki  # what Trio's handler asks about a frame has no public name
 
 import kadoa_trio
+import kadoa_trio.consuming
 import kadoa_trio.testing
 import kadoa_trio.workspace
 from kadoa_trio import (
     ConsumerOwnedError,
     CursorSession,
-    Event,
     MemoryCursorStore,
     Position,
     open_forwarder,
     open_realtime,
-    process,
 )
 from kadoa_trio._contexts import async_context, sync_context
 from kadoa_trio._exits import clean_up
@@ -252,36 +251,7 @@ async def diagnose_all() -> None:
         assert found.ok
 
 
-async def consume_in_every_shape() -> None:
-    opened.append(MemoryCursorStore())
-    failures = 2
-
-    async def handle(_event: Event) -> None:
-        nonlocal failures
-        failures -= 1
-        if failures >= 0:
-            raise ValueError("the handler's own")
-
-    async with (
-        open_simulated_kadoa() as kadoa,
-        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=opened[-1]) as realtime,
-    ):
-        await kadoa.wait_subscribed(1)
-        kadoa.publish_many(6)
-        async with realtime.events.batch(max_events=2, within=1) as batch:
-            batch.settle(batch.events[0])
-        async for delivery in realtime.events.deliveries():
-            async with delivery:
-                delivery.retry(after=0.1)
-            break
-        realtime.health()
-        await trio.sleep(1)
-        realtime.stop(retry_within=60)
-        done = await process(realtime.events, handle, workers=2, key=lambda event: event.type)
-        assert done.handled == 4
-
-
-PROGRAMS = [receive_and_leave, ask_the_api, leave_with_an_error, diagnose_all, consume_in_every_shape]
+PROGRAMS = [receive_and_leave, ask_the_api, leave_with_an_error, diagnose_all]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -396,7 +366,7 @@ async def test_clean_up_raises_what_it_meets_and_ends_by_its_deadline(autojump_c
 
 def context_managers() -> Iterator[tuple[str, Any]]:
     """Walk the public API: give each function that returns a context manager, and each method of one."""
-    for module in (kadoa_trio, kadoa_trio.workspace, kadoa_trio.testing):
+    for module in (kadoa_trio, kadoa_trio.consuming, kadoa_trio.workspace, kadoa_trio.testing):
         for name in module.__all__:
             one = getattr(module, name)
             if inspect.isfunction(one):
@@ -427,9 +397,10 @@ def test_every_public_context_manager_is_protected() -> None:
             assert protected(one), f"{name} is not protected"
             methods.add(name)
     assert of_generators == {
-        "open_realtime", "open_notifications", "open_forwarder", "open_simulated_kadoa", "SimulatedKadoa.suffering", "SimulatedKadoa.as_default",
+        "open_realtime", "open_notifications", "open_forwarder", "open_simulated_kadoa", "stopping_on_signals",
+        "SimulatedKadoa.suffering", "SimulatedKadoa.as_default",
     }  # fmt: skip
-    assert methods == {"Delivery.__aexit__", "EventChannel.__aexit__", "EventChannel.__exit__"}
+    assert methods == {"Batch.__aexit__", "Delivery.__aexit__", "EventChannel.__aexit__", "EventChannel.__exit__"}
 
 
 async def _yields() -> AsyncIterator[int]:

@@ -225,7 +225,7 @@ async def test_monitor_alerts_of_a_gap_and_of_a_long_outage(
         nursery.cancel_scope.cancel()
     text = capsys.readouterr().out
     assert "ALERT possible gap" in text
-    assert "ALERT no connection to Kadoa for 120 s" in text
+    assert "ALERT not healthy for 120 s: no connection is live for" in text
     assert "live=1" in text
     assert "live=0" in text
 

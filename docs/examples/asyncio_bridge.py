@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ Item = tuple[Event, Callable[[], None]]
 """An event, and the function that marks the event as handled."""
 
 
-async def receive_events(**options: Any) -> AsyncIterator[Event]:
+async def receive_events(**options: Any) -> AsyncGenerator[Event, None]:
     """Yield events. Each turn of the loop marks the previous event as handled.
 
     The options are those of `open_realtime`. Errors of the client are raised here.

@@ -1,14 +1,14 @@
-"""A service that reports its state: alerts from notices, metrics from statistics."""
+"""A service that reports its state: alerts from notices and from its health, metrics from statistics."""
 
 import logging
 
 import trio
 
-from kadoa_trio import Realtime, open_realtime
-from kadoa_trio.notices import Failed, Lost, PossibleGap, State
+from kadoa_trio import Realtime, open_realtime, stopping_on_signals
+from kadoa_trio.notices import Failed, Lost, PossibleGap
 
-MAX_OUTAGE = 120.0
-"""Maximum outage without an alert, in seconds. Single lost connections are normal."""
+PATIENCE = 120.0
+"""Maximum time without health before an alert, in seconds. Single lost connections are normal."""
 
 
 async def alert(text: str) -> None:
@@ -24,34 +24,37 @@ async def watch_notices(realtime: Realtime) -> None:
             case Failed():
                 await alert(str(notice))
             case Lost():
-                pass  # watch_state() reports outages
+                pass  # watch_health() reports outages
             case _ if notice.level >= logging.ERROR:
                 await alert(str(notice))
 
 
-async def watch_state(realtime: Realtime) -> None:
+async def watch_health(realtime: Realtime) -> None:
+    healthy_at = trio.current_time()
     while True:
-        with trio.move_on_after(MAX_OUTAGE) as waiting:
-            await realtime.wait_live()
-        if waiting.cancelled_caught:
-            await alert(f"no connection to Kadoa for {MAX_OUTAGE:.0f} s")
+        health = realtime.health()
+        if health.healthy:
+            healthy_at = trio.current_time()
+        elif trio.current_time() - healthy_at >= PATIENCE:
+            await alert(f"not healthy for {PATIENCE:.0f} s: {health}")
         await trio.sleep(10)
 
 
 async def print_metrics(realtime: Realtime) -> None:
     while True:
-        client, channel = realtime.statistics(), realtime.events.statistics()
+        health, client, channel = realtime.health(), realtime.statistics(), realtime.events.statistics()
         print(
-            f"live={int(client.state in (State.LIVE, State.REPLACING))} received={client.received}"
-            f" buffered={channel.buffered_events} unsettled={channel.unsettled} unsaved={client.unsaved}"
-            f" lost={client.lost} gaps={client.gap_count} save_failures={client.save_failures}"
+            f"live={int(health.live)} received={client.received} settled={client.settled}"
+            f" redelivered={client.redelivered} dead={client.dead} buffered={channel.buffered_events}"
+            f" unsettled={channel.unsettled} oldest_unsettled_age={health.oldest_unsettled_age or 0:.0f}"
+            f" unsaved={client.unsaved} lost={client.lost} gaps={client.gap_count} save_failures={client.save_failures}"
         )
         await trio.sleep(15)
 
 
 async def main() -> None:
-    async with open_realtime() as realtime, trio.open_nursery() as nursery:
-        for task in (watch_notices, watch_state, print_metrics):
+    async with open_realtime() as realtime, stopping_on_signals(realtime), trio.open_nursery() as nursery:
+        for task in (watch_notices, watch_health, print_metrics):
             nursery.start_soon(task, realtime)
         async for event in realtime.events:
             print(event.type, event.id)

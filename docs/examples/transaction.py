@@ -5,7 +5,7 @@ import sqlite3
 
 import trio
 
-from kadoa_trio import Position, open_realtime
+from kadoa_trio import Position, open_realtime, stopping_on_signals
 
 
 def prepare(database: sqlite3.Connection) -> Position | None:
@@ -22,7 +22,7 @@ def save(database: sqlite3.Connection, position: Position) -> None:
 
 async def main(path: str = "mine.db") -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
-        async with open_realtime(resume_from=prepare(database)) as realtime:
+        async with open_realtime(resume_from=prepare(database)) as realtime, stopping_on_signals(realtime):
             # Before the first event: after a crash without any position, the next run could not know what it missed.
             with database:
                 save(database, realtime.position)

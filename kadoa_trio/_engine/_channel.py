@@ -28,7 +28,9 @@ class EventChannel(trio.abc.ReceiveChannel[Event]):
     at once, before anything is awaited. So a plain ``async for`` settles each
     event when its turn of the loop is over. Leaving the loop settles nothing.
     An unsettled event is delivered again: to another handle when this one is
-    closed, or to the next run.
+    closed, or to the next run. But a loop that is begun again on the same
+    handle asks for the next event, and so settles the one whose turn failed:
+    use `delivery` or `process` where failures are caught.
 
     A handle belongs to one task at a time. Several workers use `clone`, and
     compete for the events.

@@ -19,14 +19,15 @@ def examine(
     reporter: Reporter, ledger: Ledger, buffer: Buffer, admission: Admission, saver: Saver | None, stuck_after: float
 ) -> Health:
     """Look at the parts of a client."""
-    state, now = reporter.status.state, reporter.wall_clock()
+    state = reporter.status.state
     statistics = buffer.statistics()
     oldest, since = ledger.oldest_unsettled, ledger.oldest_unsettled_since
     age = None if since is None else max(0.0, _clock(since[1]) - since[1])
     live = state in (State.LIVE, State.REPLACING)
     problems: list[str] = []
     if not live:
-        seconds = max(0.0, (now - reporter.state_since).total_seconds())
+        # Not by the wall clock, which may be set.
+        seconds = 0.0 if reporter.state_clock is None else _clock(reporter.state_clock) - reporter.state_clock
         problems.append(_STATES[state].format(seconds=seconds))
     if oldest is not None and age is not None and age >= stuck_after:
         problems.append(f"event {presentable(oldest, 80)} is not settled for {age:.0f} s")

@@ -170,6 +170,8 @@ class Reporter:
         self.status: Status = Status()
         self.state_since: datetime = wall_clock()
         """Since when the state is what it is, in wall time."""
+        self.state_clock: float | None = None
+        """The same on the clock that durations are measured with; None before the first notice."""
         self.last_frame_at: datetime | None = None
         """When a connection received a frame last, in wall time."""
         self.dropped: int = 0
@@ -195,8 +197,10 @@ class Reporter:
                 changes[field.name] = self.censor(short)
         notice = attrs.evolve(notice, **changes)
         before, self.status = self.status, self.status.after(notice)
+        if self.state_clock is None:
+            self.state_clock = self._clock()
         if self.status.state is not before.state:
-            self.state_since = notice.at
+            self.state_since, self.state_clock = notice.at, self._clock()
             self._changed.set()
             self._changed = trio.Event()
         if notice.repeats is not None:

@@ -7,17 +7,12 @@ started when they were received, and the server sends the others then.
 
 from __future__ import annotations
 
-import asyncio
 import gc
-import importlib
-import itertools
-import os
 import socket
 import ssl
 import statistics
 import tempfile
 import time
-import unittest.mock
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -241,8 +236,9 @@ async def batches(servers: Servers, feed: Feed) -> dict[str, Any]:
             while left > 0:
                 async with channel.batch(max_events=min(left, 1_000), within=0) as batch:
                     for event in batch:
+                        last = event
                         left -= 1
-        meter.stop(event.id)
+        meter.stop(last.id)
     return meter.result
 
 

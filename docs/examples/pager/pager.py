@@ -6,7 +6,15 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from kadoa_trio import CursorStore, Event, SQLiteCursorStore, WorkflowFailed, WorkflowRecovered, open_realtime
+from kadoa_trio import (
+    CursorStore,
+    Event,
+    SQLiteCursorStore,
+    WorkflowFailed,
+    WorkflowRecovered,
+    open_realtime,
+    stopping_on_signals,
+)
 
 Page = Callable[[str, str], Awaitable[None]]
 """Sends a text about an event. Takes the event's id, so that the receiver can drop a repeated page."""
@@ -22,10 +30,12 @@ async def handle(event: Event, page: Page) -> None:
 
 
 async def run(page: Page, store: CursorStore) -> None:
-    """Send pages until cancelled. An event is settled when its page was sent."""
-    async with open_realtime(
-        event_types=["workflow_failed", "workflow_recovered"], cursor_store=store, consumer="pager"
-    ) as realtime:
+    """Send pages until SIGTERM, Ctrl-C or a cancellation. An event is settled when its page was sent."""
+    types = ["workflow_failed", "workflow_recovered"]
+    async with (
+        open_realtime(event_types=types, cursor_store=store, consumer="pager") as realtime,
+        stopping_on_signals(realtime),
+    ):
         async for event in realtime.events:
             await handle(event, page)
 
