@@ -40,10 +40,12 @@ import kadoa_trio.workspace
 from kadoa_trio import (
     ConsumerOwnedError,
     CursorSession,
+    Event,
     MemoryCursorStore,
     Position,
     open_forwarder,
     open_realtime,
+    process,
 )
 from kadoa_trio._contexts import async_context, sync_context
 from kadoa_trio._exits import clean_up
@@ -251,7 +253,36 @@ async def diagnose_all() -> None:
         assert found.ok
 
 
-PROGRAMS = [receive_and_leave, ask_the_api, leave_with_an_error, diagnose_all]
+async def consume_in_every_shape() -> None:
+    opened.append(MemoryCursorStore())
+    failures = 2
+
+    async def handle(_event: Event) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise ValueError("the handler's own")
+
+    async with (
+        open_simulated_kadoa() as kadoa,
+        open_realtime(kadoa.api_key, endpoints=kadoa.endpoints, cursor_store=opened[-1]) as realtime,
+    ):
+        await kadoa.wait_subscribed(1)
+        kadoa.publish_many(6)
+        async with realtime.events.batch(max_events=2, within=1) as batch:
+            batch.settle(batch.events[0])
+        async for delivery in realtime.events.deliveries():
+            async with delivery:
+                delivery.retry(after=0.1)
+            break
+        realtime.health()
+        await trio.sleep(1)
+        realtime.stop(retry_within=60)
+        done = await process(realtime.events, handle, workers=2, key=lambda event: event.type)
+        assert done.handled == 4
+
+
+PROGRAMS = [receive_and_leave, ask_the_api, leave_with_an_error, diagnose_all, consume_in_every_shape]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

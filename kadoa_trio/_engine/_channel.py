@@ -576,6 +576,7 @@ class Batch:
             raise ValueError("every event of the batch is settled; Realtime.position is the position after it")
         return self._channel._buffer.position_after([one.event for one in self._unsettled.values()])
 
+    @trio.lowlevel.enable_ki_protection
     def settle(self, *events: Event) -> None:
         """Settle some of the events now. If the block fails, only the others are delivered again.
 

@@ -340,8 +340,8 @@ class _Loop:
     async def _failed(self, lane: _Lane, buffered: BufferedEvent, error: Exception) -> None:
         self._failures += 1
         event, attempt = buffered.event, buffered.attempt
-        buffered.attempt += 1
         if self._max_attempts is not None and attempt >= self._max_attempts:
+            # If the dead letters raise, the attempt is counted where the event is put back.
             assert self._dead_letters is not None
             letter = DeadLetter(
                 event=event, attempts=attempt, reason=reason_of(error), failed_at=datetime.now(UTC), error=error
@@ -351,7 +351,10 @@ class _Loop:
             self._buffer.dead += 1
             self._settle(lane, buffered)
             self._report(FailedAttempt(event=event, attempt=attempt, error=error, delay=None, dead=True))
-        elif self._ended:
+            return
+        buffered.attempt += 1
+        self._in_work.discard(event.id)  # so that the attempt is counted once if on_failure raises
+        if self._ended:
             self._leave(lane)
             self._report(FailedAttempt(event=event, attempt=attempt, error=error, delay=None))
         else:

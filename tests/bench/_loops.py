@@ -7,12 +7,17 @@ started when they were received, and the server sends the others then.
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import importlib
+import itertools
+import os
 import socket
 import ssl
 import statistics
 import tempfile
 import time
+import unittest.mock
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -266,4 +271,132 @@ async def processed(servers: Servers, feed: Feed) -> dict[str, Any]:
         with scope:
             await kadoa_trio.process(realtime.events, handle, workers=8, key=lambda event: event.id[-1])
         meter.stop()
+    return meter.result
+
+
+async def memory(servers: Servers, feed: Feed) -> dict[str, Any]:
+    """Receive as a service does, with a store and acknowledgements, and record the peak of the memory.
+
+    Raises:
+        Unavailable: the system does not show the peak.
+    """
+    meter = Meter(servers, feed)
+    async with client(servers, feed, store=True, acknowledge=True) as realtime:
+        await skip(realtime.events, feed.warm)
+        meter.start()
+        left = feed.count
+        tenth = left - left // 10
+        early = 0.0
+        async for event in realtime.events:  # noqa: B007  # the last one is used
+            left -= 1
+            if left == tenth:
+                early = memory_of("VmHWM")
+            if not left:
+                break
+        meter.stop(event.id)
+        return meter.result | {"early": early, "peak": memory_of("VmHWM")}
+
+
+def memory_of(field: str) -> float:
+    """Read a field of this process's memory, in MB. Unlike getrusage's, its peak is not that of the parent process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise Unavailable("the system has no /proc/self/status")
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
+async def acknowledged(servers: Servers, feed: Feed, *, acknowledge: bool) -> dict[str, Any]:
+    """Receive a feed of a rate, and wait until everything is acknowledged, or nothing more is."""
+    import trio
+
+    async def wait_sent() -> None:
+        sent = -1
+        while acknowledge and sent < realtime.statistics().acknowledged:
+            sent = realtime.statistics().acknowledged
+            await trio.sleep(0.3)
+
+    meter = Meter(servers, feed)
+    async with client(servers, feed, acknowledge=acknowledge) as realtime:
+        await skip(realtime.events, feed.warm)
+        await wait_sent()
+        before = realtime.statistics().acknowledged
+        meter.start()
+        left = feed.count
+        async for event in realtime.events:  # noqa: B007  # the last one is used
+            left -= 1
+            if not left:
+                break
+        realtime.events.settle()
+        at_end = realtime.statistics().acknowledged - before
+        await wait_sent()
+        meter.stop(event.id)
+        return meter.result | {
+            "at_end": at_end,
+            "acknowledged": realtime.statistics().acknowledged - before,
+            "dropped": realtime.statistics().acknowledgements_dropped,
+        }
+
+
+# ---- Kadoa's official SDK --------------------------------------------------------------------------------------------
+
+
+def official(servers: Servers, feed: Feed, *, silenced: bool = False) -> dict[str, Any]:
+    """Receive with Kadoa's official SDK, unmodified, as its documentation shows it.
+
+    Args:
+        servers: where the servers are.
+        feed: the events.
+        silenced: replace its function that sends an acknowledgement by one that does nothing.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
+    environment = {
+        "KADOA_API_KEY": "key",
+        "KADOA_PUBLIC_API_URI": f"http://127.0.0.1:{servers.port}",
+        "KADOA_WSS_API_URI": servers.websocket(feed.path),
+        "KADOA_REALTIME_API_URI": f"http://127.0.0.1:{servers.ack_port}",
+    }
+    try:
+        sdk = importlib.import_module("kadoa_sdk")
+    except ImportError:
+        raise Unavailable("kadoa-sdk is not installed; see nox -s bench-peers") from None
+    meter = Meter(servers, feed)
+    samples: list[tuple[str, int]] = []
+
+    async def main() -> None:
+        reached = asyncio.Event()
+        counts = itertools.count(1)
+        last: dict[str, Any] = {}
+
+        def listen(event: dict[str, Any]) -> None:
+            nonlocal last
+            last = event
+            if feed.rate:
+                samples.append((event[feed.id_field], time.monotonic_ns()))
+            number = next(counts)
+            if number == feed.warm or number == feed.warm + feed.count:
+                reached.set()
+
+        async def acknowledge_nothing(_event_id: str) -> None:
+            pass
+
+        kadoa = sdk.KadoaClient(sdk.KadoaClientConfig())
+        realtime = await kadoa.connect_realtime()
+        if silenced:
+            realtime._acknowledge_event = acknowledge_nothing
+        realtime.on_event(listen)
+        await reached.wait()
+        reached.clear()
+        samples.clear()
+        meter.start()
+        await reached.wait()
+        meter.stop(last[feed.id_field])
+        await realtime.close_async()
+
+    with unittest.mock.patch.dict(os.environ, environment):
+        asyncio.run(main())
+    if feed.rate:
+        meter.latencies(samples)
     return meter.result
