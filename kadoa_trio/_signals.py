@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 
 import attrs
 import trio
@@ -102,9 +103,10 @@ async def stopping_on_signals(
         )
         scope.cancel(reason=reason)
 
-    with trio.open_signal_receiver(*handled) as signals:
+    # Trio's receiver refuses an empty list.
+    with trio.open_signal_receiver(*handled) if handled else nullcontext() as signals:
         async with hidden_nursery("the block of stopping_on_signals has ended") as nursery:
-            if handled:
+            if signals is not None:
                 nursery.start_soon(watch, signals)
             with scope:
                 yield stopping

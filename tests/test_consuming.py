@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -882,11 +883,20 @@ async def test_forwarder_replays_the_letters_of_process(tmp_path: Path) -> None:
 # ---- orderly ends --------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _as_in_a_terminal() -> Iterator[None]:
+    """Have SIGINT handled as in a terminal: a script's background starts processes that ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 async def raise_signal(number: signal.Signals) -> None:
     signal.raise_signal(number)
     await trio.testing.wait_all_tasks_blocked()
 
 
+@pytest.mark.usefixtures("_as_in_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signal_stops_the_client_and_lets_the_block_finish(
     number: signal.Signals, autojump_clock: Any, pair: Any
@@ -907,6 +917,7 @@ async def test_signal_stops_the_client_and_lets_the_block_finish(
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("_as_in_a_terminal")
 @pytest.mark.parametrize(
     ("second", "seconds", "code"), [(signal.SIGINT, 5, 130), (signal.SIGTERM, 5, 143), (None, 20, 143)]
 )
@@ -938,15 +949,21 @@ async def test_block_that_fails_while_it_ends_raises_its_own_error(autojump_cloc
                 raise ValueError("mine")
 
 
-async def test_signal_that_the_process_ignores_stays_ignored(autojump_clock: Any, pair: Any) -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@pytest.mark.usefixtures("_as_in_a_terminal")
+@pytest.mark.parametrize("ignored", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
+async def test_signal_that_the_process_ignores_stays_ignored(
+    ignored: list[signal.Signals], autojump_clock: Any, pair: Any
+) -> None:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
         async with pair() as (_kadoa, realtime), stopping_on_signals(realtime) as stopping:
-            await raise_signal(signal.SIGTERM)
+            for number in ignored:
+                await raise_signal(number)
             assert realtime.state is not State.STOPPED
             assert stopping.signal is None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def test_what_stopping_on_signals_refuses(autojump_clock: Any, pair: Any) -> None:

@@ -320,6 +320,8 @@ class _Loop:
             if self._ready:
                 await trio.lowlevel.checkpoint()
             else:
+                # The task that receives may wait for fewer taken events, which must not leave this worker without any.
+                self._space.unpark_all()
                 await self._idle.park()
             if self._ready:
                 await self._attempt(self._ready.popleft())
