@@ -367,8 +367,9 @@ async def open_realtime(
     After entering, the same faults are raised by ``receive``, once. No
     exception group is raised for a fault of the client.
     """
-    ask = None if api_key is None or isinstance(api_key, str) else api_key
-    key = hidden(api_key) if isinstance(api_key, str) else None
+    # Whatever cannot be called may be a key of a wrong type.
+    ask = api_key if callable(api_key) else None
+    key = None if callable(api_key) else hidden(api_key)
     del api_key  # whatever is raised through this frame shows its names
     check_async("api_key", ask)
     check_hook("on_notice", on_notice)
