@@ -493,6 +493,18 @@ def test_position_after_an_event_behind_an_unsettled_one_names_that_event() -> N
     assert ledger.position_after([name(12)]).cursor == cursor(12)
 
 
+def test_oldest_unsettled_event_has_the_time_of_its_admission() -> None:
+    ledger = led(10)
+    assert ledger.oldest_unsettled_since is None
+    entry, _ = ledger.admit(1, name(11), cursor(11), at(5))
+    newer = ledger.admit_from_log(name(5), at(7))
+    assert ledger.oldest_unsettled_since == at(5)
+    ledger.settle(entry)
+    assert ledger.oldest_unsettled_since == at(7)
+    ledger.settle(newer)
+    assert ledger.oldest_unsettled_since is None
+
+
 def test_position_after_closes_the_gaps_whose_repair_ends_before_the_next_event() -> None:
     ledger = CheckedLedger(WINDOW, Position(cursor_at=START))
     opened(ledger, 1)
