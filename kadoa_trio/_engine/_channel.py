@@ -486,7 +486,7 @@ class Delivery:
         if exc is not None or self._retries:
             self._buffer.retry([taken], self._retry_after)
         elif self._rejected is not None:
-            await self._put_aside(taken, self._rejected)
+            await self._put_aside(taken, self._rejected)  # noqa: ASYNC102  # a part of the block: cancelled as the block is
         else:
             self._buffer.settle_taken(taken)
 
