@@ -52,7 +52,7 @@ class FailedAttempt:
     delay: float | None
     """Seconds until the next attempt; None if there is none in this run."""
     dead: bool = False
-    """Whether the event is a dead letter now. If not, and without a delay, the channel has ended: the next run receives it."""
+    """Whether the event is a dead letter now. If it is none and there is no delay, the next run receives it."""
 
     def __str__(self) -> str:
         event = f"{presentable(self.event.type, 80)} {presentable(self.event.id, 80)}"
